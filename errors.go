@@ -1,0 +1,227 @@
+package moovauth
+
+// This file holds what goes wrong, as a caller sees it: Error, which is what
+// an endpoint answered, and the masking of secrets in every message.
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/oauth2"
+)
+
+// The values of Error.Op.
+const (
+	opToken  = "token"
+	opRevoke = "revoke"
+)
+
+// Error is what the token or revoke endpoint answered where it refused. With
+// [errors.As] an [*oauth2.RetrieveError] is found in it as well. What is
+// known to be secret is masked in all of its text.
+type Error struct {
+	Op          string            // "token" or "revoke"
+	GrantType   string            // for "token": "client_credentials" or "refresh_token"
+	StatusCode  int               // of the HTTP response
+	Code        string            // the "error" member (RFC 6749 §5.2), where there is one
+	Description string            // the "error_description" member, where there is one
+	Fields      map[string]string // a 422's members, by field: "scope", "refresh_token", "token", …
+	RequestID   string            // the x-request-id header: the first thing that Moov's support asks for
+	RetryAfter  time.Duration     // from Retry-After or X-Retry-In; 0 where absent
+
+	advice   string // what to change, where it can be told
+	retrieve *oauth2.RetrieveError
+}
+
+// Error says in one line what was refused, why, and what to change.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "moovauth: %s request", e.Op)
+	if e.GrantType != "" {
+		fmt.Fprintf(&b, " (%s)", e.GrantType)
+	}
+	b.WriteString(strings.TrimRight(fmt.Sprintf(" answered %d %s", e.StatusCode, http.StatusText(e.StatusCode)), " "))
+	if e.Code != "" {
+		b.WriteString(" " + quoted(e.Code))
+	}
+	if e.Description != "" {
+		b.WriteString(" " + quoted(e.Description))
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Fields)) {
+		b.WriteString(" " + quoted(name) + ":" + quoted(e.Fields[name]))
+	}
+	if e.Code == "" && len(e.Fields) == 0 && e.retrieve != nil && len(e.retrieve.Body) > 0 {
+		b.WriteString(" " + quoted(string(e.retrieve.Body)))
+	}
+	if e.RetryAfter > 0 {
+		fmt.Fprintf(&b, "; retry after %v", e.RetryAfter)
+	}
+	if e.RequestID != "" {
+		fmt.Fprintf(&b, " (request ID %s)", quoted(e.RequestID))
+	}
+	if e.advice != "" {
+		b.WriteString(": " + e.advice)
+	}
+	return b.String()
+}
+
+// Temporary reports whether the request is worth retrying: after 408, 429
+// and any 5xx.
+func (e *Error) Temporary() bool {
+	return e.StatusCode == http.StatusRequestTimeout || e.StatusCode == http.StatusTooManyRequests || e.StatusCode >= 500
+}
+
+// Unwrap returns the [*oauth2.RetrieveError] of the same answer, for code
+// that knows x/oauth2. Its Response has a Request without credentials.
+func (e *Error) Unwrap() error {
+	if e.retrieve == nil {
+		return nil
+	}
+	return e.retrieve
+}
+
+// quoted is server text that cannot break a log line, nor fill it.
+func quoted(s string) string { return fmt.Sprintf("%.200q", s) }
+
+// newError reads an answer that refuses. What the server wrote is masked
+// before anything else is done with it.
+func newError(op, grantType string, resp *http.Response, body []byte, hide secrets) *Error {
+	body = []byte(hide.mask(string(body)))
+	header := make(http.Header, len(resp.Header))
+	for name, values := range resp.Header {
+		for _, v := range values {
+			header.Add(name, hide.mask(v))
+		}
+	}
+	shown := *resp
+	shown.Header, shown.Body, shown.Request = header, http.NoBody, withoutCredentials(resp.Request)
+	e := &Error{
+		Op:         op,
+		GrantType:  grantType,
+		StatusCode: resp.StatusCode,
+		RequestID:  header.Get("X-Request-Id"),
+		RetryAfter: retryAfter(header, time.Now()),
+		retrieve:   &oauth2.RetrieveError{Response: &shown, Body: body},
+	}
+	var members map[string]any
+	if json.Unmarshal(body, &members) != nil {
+		return e
+	}
+	e.Code, _ = members["error"].(string)
+	e.Description, _ = members["error_description"].(string)
+	e.retrieve.ErrorCode, e.retrieve.ErrorDescription = e.Code, e.Description
+	e.retrieve.ErrorURI, _ = members["error_uri"].(string)
+	if resp.StatusCode != http.StatusUnprocessableEntity {
+		return e
+	}
+	e.Fields = make(map[string]string)
+	for name, v := range members {
+		switch v := v.(type) {
+		case string:
+			if name != "error" && name != "error_description" && name != "error_uri" {
+				e.Fields[name] = v
+			}
+		default:
+			text, _ := json.Marshal(v)
+			e.Fields[name] = string(text)
+		}
+	}
+	return e
+}
+
+// withoutCredentials is as much of a request as may be kept in an error.
+func withoutCredentials(req *http.Request) *http.Request {
+	if req == nil {
+		return nil
+	}
+	header := req.Header.Clone()
+	header.Del("Authorization")
+	return &http.Request{Method: req.Method, URL: req.URL, Host: req.Host, Header: header}
+}
+
+// retryAfter reads Retry-After (RFC 9110 §10.2.3: seconds, or a date, which is
+// read against the answer's own Date) and Moov's older X-Retry-In
+// (milliseconds, or a duration such as 1.5s). What cannot be read, or lies
+// in the past, is 0.
+func retryAfter(header http.Header, now time.Time) time.Duration {
+	var wait time.Duration
+	if v := strings.TrimSpace(header.Get("Retry-After")); v != "" {
+		if at, err := http.ParseTime(v); err == nil {
+			if date, err := http.ParseTime(header.Get("Date")); err == nil {
+				now = date
+			}
+			wait = at.Sub(now)
+		} else {
+			wait = duration(v, time.Second)
+		}
+	} else if v := strings.TrimSpace(header.Get("X-Retry-In")); v != "" {
+		if wait = duration(v, time.Millisecond); wait == 0 {
+			wait, _ = time.ParseDuration(v)
+		}
+	}
+	return max(wait, 0)
+}
+
+// duration reads a decimal number of units, of which there may be too many
+// for a time.Duration.
+func duration(s string, unit time.Duration) time.Duration {
+	n, err := strconv.ParseFloat(s, 64)
+	if err != nil || n != n {
+		return 0
+	}
+	const most = float64(1<<63 - 1<<10)
+	return time.Duration(min(max(n*float64(unit), 0), most))
+}
+
+// secrets are what no message may carry.
+type secrets []string
+
+// mask replaces each secret in text, also where it stands in one of the
+// encodings in which a request carries it.
+func (s secrets) mask(text string) string {
+	var known []string
+	for _, secret := range s {
+		if secret == "" {
+			continue
+		}
+		text, _ := json.Marshal(secret)
+		known = append(known, secret, url.QueryEscape(secret), url.PathEscape(secret),
+			html.EscapeString(secret), string(text[1:len(text)-1]), base64.StdEncoding.EncodeToString([]byte(secret)))
+	}
+	// Longest first: a secret that is part of another must not break it up.
+	slices.SortFunc(known, func(a, b string) int { return len(b) - len(a) })
+	pairs := make([]string, 0, 2*len(known))
+	for _, k := range known {
+		pairs = append(pairs, k, masked)
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// wrap puts what was being done before err, and masks its text. Where there
+// was something to mask, err itself is out of reach of errors.As, and only
+// errors.Is still looks into it.
+func (s secrets) wrap(doing string, err error) error {
+	text := doing + ": " + err.Error()
+	if clean := s.mask(text); clean != text {
+		return &maskedError{text: clean, is: func(target error) bool { return errors.Is(err, target) }}
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+type maskedError struct {
+	text string
+	is   func(target error) bool
+}
+
+func (e *maskedError) Error() string        { return e.text }
+func (e *maskedError) Is(target error) bool { return e.is(target) }

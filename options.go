@@ -1,0 +1,333 @@
+package moovauth
+
+// This file holds what a caller configures, and refuses what cannot work before any request is made.
+// It knows nothing of requests or of a token's life: the other files read what is gathered here.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/oauth2"
+)
+
+const (
+	// DefaultBaseURL is Moov's production API.
+	DefaultBaseURL = "https://api.moov.io"
+
+	// DefaultVersion is the API version that Moov assumes where a request names none.
+	DefaultVersion = "v2024.01.00"
+
+	// VersionHeader names the API version on every request to Moov.
+	VersionHeader = "X-Moov-Version"
+
+	defaultTimeout = 30 * time.Second
+)
+
+// masked stands where a secret was.
+const masked = "***"
+
+// Credentials identify an API key. They print, format, log and marshal with
+// the secret masked, as long as they are not an unexported field of another
+// struct, where package fmt cannot call their methods.
+type Credentials struct {
+	ClientID     string // Moov's dashboard: public key
+	ClientSecret string // Moov's dashboard: secret key
+}
+
+// String returns c with the secret masked.
+func (c Credentials) String() string {
+	secret := masked
+	if c.ClientSecret == "" {
+		secret = ""
+	}
+	return fmt.Sprintf("{ClientID:%s ClientSecret:%s}", c.ClientID, secret)
+}
+
+// Format implements [fmt.Formatter]: every verb prints [Credentials.String].
+func (c Credentials) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
+
+// LogValue implements [slog.LogValuer] with the secret masked.
+func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// MarshalText implements [encoding.TextMarshaler], which JSON, XML and YAML
+// encoders use, with the secret masked.
+func (c Credentials) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+func (c Credentials) check() error {
+	for _, f := range []struct{ name, value, dashboard string }{
+		{"ClientID", c.ClientID, "public key"},
+		{"ClientSecret", c.ClientSecret, "secret key"},
+	} {
+		switch {
+		case f.value == "":
+			return fmt.Errorf("moovauth: Credentials.%s is empty: set it to the API key's %s from Moov's dashboard", f.name, f.dashboard)
+		case strings.TrimSpace(f.value) != f.value:
+			return fmt.Errorf("moovauth: Credentials.%s starts or ends with white space: trim what was read from the file or variable", f.name)
+		case strings.ContainsFunc(f.value, unicode.IsControl):
+			return fmt.Errorf("moovauth: Credentials.%s holds a control character, which RFC 7617 forbids", f.name)
+		}
+	}
+	if strings.Contains(c.ClientID, ":") {
+		return errors.New("moovauth: Credentials.ClientID holds a colon, which HTTP Basic (RFC 7617) cannot carry: set it to the public key alone")
+	}
+	return nil
+}
+
+// config is what the options add up to. It is not changed after newConfig.
+type config struct {
+	creds     Credentials
+	scopes    []string
+	origin    string
+	version   string
+	baseURL   *url.URL
+	client    *http.Client
+	authStyle oauth2.AuthStyle
+	token     *oauth2.Token // nil: start without one
+	early     time.Duration // negative: the default, which depends on the token's lifetime
+	timeout   time.Duration
+	logger    *slog.Logger
+	hint      TokenTypeHint // "": none is sent
+}
+
+// An Option configures [NewTokenSource] or [Revoke]. Where one is given
+// twice, the last counts.
+type Option func(*config) error
+
+// newConfig checks all that can be checked without the network.
+func newConfig(creds Credentials, opts []Option) (*config, error) {
+	if err := creds.check(); err != nil {
+		return nil, err
+	}
+	c := &config{
+		creds:   creds,
+		version: DefaultVersion,
+		client:  http.DefaultClient,
+		early:   -1,
+		timeout: defaultTimeout,
+		logger:  slog.New(slog.DiscardHandler),
+	}
+	c.baseURL, _ = url.Parse(DefaultBaseURL)
+	for i, opt := range opts {
+		if opt == nil {
+			return nil, fmt.Errorf("moovauth: option %d is nil: leave it out", i+1)
+		}
+		if err := opt(c); err != nil {
+			return nil, fmt.Errorf("moovauth: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// WithScopes sets what a token may do, for the client-credentials grant.
+// Moov's scopes look like /ping.read and
+// /accounts/6f9c…/transfers.write: with a leading slash, and with the
+// account's ID in the place of {accountID}.
+func WithScopes(scopes ...string) Option {
+	return func(c *config) error {
+		for _, s := range scopes {
+			if err := checkScope(s); err != nil {
+				return err
+			}
+		}
+		c.scopes = append([]string(nil), scopes...)
+		return nil
+	}
+}
+
+func checkScope(s string) error {
+	switch {
+	case s == "":
+		return errors.New("WithScopes: a scope is empty: leave it out")
+	case strings.ContainsFunc(s, unicode.IsSpace):
+		return fmt.Errorf("WithScopes: %q has white space in it: give each scope as an argument of its own", s)
+	case strings.ContainsAny(s, "{}"):
+		return fmt.Errorf("WithScopes: %q still holds a placeholder: put the account's ID in its place", s)
+	case s[0] != '/':
+		return fmt.Errorf("WithScopes: %q lacks the leading slash: Moov's scopes look like %q", s, "/ping.read")
+	}
+	if i := strings.IndexFunc(s, func(r rune) bool { return !visibleASCII(r) || r == '"' || r == '\\' }); i >= 0 {
+		return fmt.Errorf("WithScopes: %q holds a character that RFC 6749 §3.3 does not allow in a scope", s)
+	}
+	return nil
+}
+
+// WithOrigin sets the Origin header of token and revoke requests: a scheme
+// and a host, such as https://example.com, without a path. It must match an
+// entry of the API key's allowed-domain list; Moov's documentation says that
+// a token request must carry one. Default: no Origin is sent.
+func WithOrigin(origin string) Option {
+	return func(c *config) error {
+		u, err := url.Parse(origin)
+		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Hostname() == "" || origin != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("WithOrigin: want a scheme and a host alone, such as %q, with no path or slash after it; got %q", "https://example.com", origin)
+		}
+		c.origin = origin
+		return nil
+	}
+}
+
+// WithVersion sets the X-Moov-Version header: vYYYY.QQ.BB, such as
+// v2026.07.00, or dev or latest. Default: [DefaultVersion].
+func WithVersion(version string) Option {
+	return func(c *config) error {
+		if err := checkVersion(version); err != nil {
+			return fmt.Errorf("WithVersion: %w", err)
+		}
+		c.version = version
+		return nil
+	}
+}
+
+var versionShape = regexp.MustCompile(`^(v[0-9]{4}\.[0-9]{2}\.[0-9]{2}|dev|latest)$`)
+
+func checkVersion(v string) error {
+	if !versionShape.MatchString(v) {
+		return fmt.Errorf("want vYYYY.QQ.BB, such as v2026.07.00, or dev or latest; got %q", v)
+	}
+	return nil
+}
+
+// WithBaseURL sets where the API is, for a gateway or a test server: an
+// https URL, or an http URL of a loopback address. A path in it goes before
+// /oauth2/token and /oauth2/revoke. Default: [DefaultBaseURL].
+func WithBaseURL(baseURL string) Option {
+	return func(c *config) error {
+		u, err := url.Parse(baseURL)
+		switch {
+		case err != nil || u.Hostname() == "":
+			return fmt.Errorf("WithBaseURL: want an absolute URL, such as %q", DefaultBaseURL)
+		case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+			return errors.New("WithBaseURL: the URL has credentials, a query or a fragment in it: want scheme, host and at most a path")
+		case !secure(u):
+			return fmt.Errorf("WithBaseURL: %q is not https: credentials and tokens travel in the clear to no host but a loopback address", baseURL)
+		}
+		u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), ""
+		c.baseURL = u
+		return nil
+	}
+}
+
+// secure reports whether a token may travel to u: over https, or over http
+// where it does not leave the machine.
+func secure(u *url.URL) bool {
+	if u.Scheme == "https" {
+		return true
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Scheme == "http" && (strings.EqualFold(u.Hostname(), "localhost") || ip != nil && ip.IsLoopback())
+}
+
+// WithHTTPClient sets the client that makes token and revoke requests, for a
+// proxy, a client certificate or tracing. Redirects are never followed,
+// whatever its CheckRedirect says. Default: [http.DefaultClient].
+func WithHTTPClient(client *http.Client) Option {
+	return func(c *config) error {
+		if client == nil {
+			return errors.New("WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
+		}
+		c.client = client
+		return nil
+	}
+}
+
+// WithAuthStyle sets how the client ID and secret are sent:
+// [oauth2.AuthStyleInHeader] as HTTP Basic (RFC 6749 §2.3.1, though not
+// form-encoded first, as Moov documents it), [oauth2.AuthStyleInParams] in
+// the body. Default, also for [oauth2.AuthStyleAutoDetect]: in the header.
+func WithAuthStyle(style oauth2.AuthStyle) Option {
+	return func(c *config) error {
+		switch style {
+		case oauth2.AuthStyleAutoDetect, oauth2.AuthStyleInHeader, oauth2.AuthStyleInParams:
+			c.authStyle = style
+			return nil
+		}
+		return fmt.Errorf("WithAuthStyle: want oauth2.AuthStyleInHeader or oauth2.AuthStyleInParams, got %d", style)
+	}
+}
+
+// WithToken starts from a token obtained earlier, of which the refresh token
+// alone will do. An access token without an Expiry is used for 5 minutes;
+// one that claims more than 24 hours, for 24 hours.
+func WithToken(t *oauth2.Token) Option {
+	return func(c *config) error {
+		if t == nil || t.AccessToken == "" && t.RefreshToken == "" {
+			return errors.New("WithToken: the token has neither an access token nor a refresh token: leave the option out to start without one")
+		}
+		if t.AccessToken != "" && !usable(t.AccessToken) {
+			return errors.New("WithToken: the access token is not visible ASCII (RFC 6750 §2.1): it would break the Authorization header")
+		}
+		scheme, err := bearer(t.TokenType)
+		if err != nil {
+			return fmt.Errorf("WithToken: %w", err)
+		}
+		own := *t
+		own.TokenType = scheme
+		c.token = &own
+		return nil
+	}
+}
+
+// WithEarlyRefresh sets how long before its expiry a token is refreshed, in
+// the background, less a random tenth so that a fleet does not refresh in
+// step. At most four fifths of a token's lifetime are taken; with 0 nothing
+// is refreshed early, and callers wait at each expiry. Default: a fifth of
+// the lifetime, 5 minutes at most.
+func WithEarlyRefresh(d time.Duration) Option {
+	return func(c *config) error {
+		if d < 0 {
+			return fmt.Errorf("WithEarlyRefresh: want a duration of 0 or more, got %v", d)
+		}
+		c.early = d
+		return nil
+	}
+}
+
+// WithTimeout bounds one whole acquisition of a token, retries included, and
+// likewise one revocation. Default: 30 s.
+func WithTimeout(d time.Duration) Option {
+	return func(c *config) error {
+		if d <= 0 {
+			return fmt.Errorf("WithTimeout: want a duration above 0, got %v", d)
+		}
+		c.timeout = d
+		return nil
+	}
+}
+
+// WithLogger sets where grants and their failures are logged. No record
+// carries a secret. Default: nowhere.
+func WithLogger(l *slog.Logger) Option {
+	return func(c *config) error {
+		if l == nil {
+			return errors.New("WithLogger: the logger is nil: leave the option out to log nothing")
+		}
+		c.logger = l
+		return nil
+	}
+}
+
+// WithTokenTypeHint tells [Revoke] which kind of token it is given, so that
+// the server finds it sooner (RFC 7009 §2.1). Default: no hint is sent.
+func WithTokenTypeHint(hint TokenTypeHint) Option {
+	return func(c *config) error {
+		if hint != AccessToken && hint != RefreshToken {
+			return fmt.Errorf("WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
+		}
+		c.hint = hint
+		return nil
+	}
+}
+
+// secrets are what no message may carry: those of the configuration, and more.
+func (c *config) secrets(more ...string) secrets {
+	return append(secrets{c.creds.ClientSecret, c.creds.ClientID + ":" + c.creds.ClientSecret}, more...)
+}
