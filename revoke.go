@@ -1,0 +1,74 @@
+package moovauth
+
+// This file ends a token's life at the server (RFC 7009): Revoke for a token
+// that the caller has, TokenSource.Revoke for all that a source has obtained.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// TokenTypeHint is the kind of a token (RFC 7009 §2.1).
+type TokenTypeHint string
+
+// The kinds of tokens that Moov hands out.
+const (
+	AccessToken  TokenTypeHint = "access_token"
+	RefreshToken TokenTypeHint = "refresh_token"
+)
+
+// Revoke revokes token, an access or a refresh token, at POST /oauth2/revoke.
+// A token that the server does not know, or no longer, counts as revoked
+// (RFC 7009 §2.2). It gives up with ctx or after [WithTimeout], and what the
+// server refuses comes back as an [*Error].
+//
+// Of the options, those count that say where and how to ask; WithTokenTypeHint
+// is only for Revoke. The others are checked and have no effect.
+func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option) error {
+	c, err := newConfig(creds, opts)
+	if err != nil {
+		return err
+	}
+	if token == "" {
+		return errors.New("moovauth: Revoke: the token is empty: give the access or refresh token to revoke")
+	}
+	return revokeOne(ctx, newEndpoint(c), token, c.hint, c.secrets(token))
+}
+
+// revokeOne revokes within WithTimeout.
+func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide secrets) error {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	return e.revoke(ctx, token, hint, hide)
+}
+
+// Revoke revokes and forgets what s holds: the refresh token first, since it
+// could mint more, then the access token, then access tokens that were
+// replaced but have not expired yet. It waits for a grant in progress, as
+// long as ctx lets it. Each token is tried even where another one failed; the
+// errors are joined, and the next Revoke tries again what failed.
+//
+// When it returns nil, nothing that s obtained before the call is alive. s
+// stays usable: the next Token starts afresh with the configured scopes.
+func (s *TokenSource) Revoke(ctx context.Context) error {
+	if err := s.revoking.lock(ctx); err != nil {
+		return fmt.Errorf("moovauth: Revoke: waiting for another Revoke: %w", err)
+	}
+	defer s.revoking.unlock()
+	if err := s.granting.lock(ctx); err != nil {
+		return fmt.Errorf("moovauth: Revoke: waiting for the grant in progress: %w", err)
+	}
+	hide := s.secrets()
+	taken := s.take()
+	s.granting.unlock()
+
+	var errs []error
+	for _, t := range taken {
+		if err := revokeOne(ctx, s.endpoint, t.token, t.hint, hide); err != nil {
+			errs = append(errs, err)
+			s.keep(t)
+		}
+	}
+	return errors.Join(errs...)
+}

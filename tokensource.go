@@ -1,0 +1,397 @@
+// Package moovauth obtains, refreshes and revokes OAuth2 access tokens for
+// Moov's API (https://moov.io), as an [oauth2.TokenSource].
+//
+//	source, err := moovauth.NewTokenSource(
+//		moovauth.Credentials{ClientID: publicKey, ClientSecret: secretKey},
+//		moovauth.WithScopes("/ping.read"),
+//		moovauth.WithOrigin("https://example.com"),
+//	)
+//	if err != nil {
+//		return err
+//	}
+//	resp, err := source.Client().Get("https://api.moov.io/ping")
+//
+// A [TokenSource] plugs into whatever takes an [oauth2.TokenSource]; its
+// [TokenSource.Client], or a [Transport] of your own, also sends the
+// X-Moov-Version header and keeps the token from other hosts. Package moovtest
+// is a Moov to test against.
+package moovauth
+
+// This file is the life of a token: when one is good, when it is refreshed,
+// and who waits for whom. What goes over the wire is endpoint.go's.
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/oauth2"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	maxEarly  = 5 * time.Minute // of the default early refresh
+	maxLeeway = 5 * time.Second // must stay under the 10 s of oauth2.ReuseTokenSource
+
+	invalidateEvery = time.Second // at most one invalidation in this time counts
+	maxReplaced     = 16          // replaced tokens that are remembered for Revoke
+)
+
+// TokenSource is an [oauth2.TokenSource] that always has a good token, or an
+// error that says why not. Make one with [NewTokenSource] for each set of
+// scopes, and share it: it is safe for concurrent use.
+//
+// A token is fresh until its refresh point, then stale until its hard expiry,
+// then expired. A fresh one is handed out without a lock. A stale one is
+// handed out as well, while one grant runs in the background. Callers that
+// meet an expired one, or none, wait together for one grant. The refresh point
+// lies before the hard expiry by what [WithEarlyRefresh] says; the hard expiry
+// lies before the server's by 5 s, or a tenth of the lifetime if that is less.
+type TokenSource struct {
+	endpoint *endpoint
+	clock    func() instant
+
+	current    atomic.Pointer[held] // nil: nothing is held. Written with mu held.
+	refreshing atomic.Bool          // a background grant is under way
+	flight     singleflight.Group   // the one shared grant
+	granting   semaphore            // held during a grant, and by Revoke while it takes the tokens
+	revoking   semaphore            // held during Revoke
+
+	mu          sync.Mutex   // guards what follows; never held during I/O
+	replaced    []*liveToken // no longer handed out, but maybe alive
+	invalidated *instant     // when an invalidation last counted
+}
+
+// held is what a source has at one time: an access token, a refresh token, or
+// both. It is not changed once it is published.
+type held struct {
+	token         oauth2.Token // AccessToken is "" where there is only a refresh token
+	authorization string       // the Authorization header
+	refreshAt     instant
+	expireAt      instant
+}
+
+// liveToken is a token that Revoke has to revoke.
+type liveToken struct {
+	token  string
+	hint   TokenTypeHint
+	expiry time.Time // zero: unknown
+}
+
+// instant is a moment on both clocks, in nanoseconds. The wall clock goes on
+// while a machine is suspended, the monotonic one is never set back.
+type instant struct {
+	wall      int64 // since 1970
+	monotonic int64 // since the source was made
+}
+
+// reached reports whether either clock has come to t.
+func (now instant) reached(t instant) bool { return now.wall >= t.wall || now.monotonic >= t.monotonic }
+
+func (now instant) add(d time.Duration) instant {
+	return instant{now.wall + int64(d), now.monotonic + int64(d)}
+}
+
+func (now instant) time() time.Time { return time.Unix(0, now.wall) }
+
+// NewTokenSource makes a source for the API key's tokens. It makes no request:
+// the first Token does. It checks its arguments, and its error names the one
+// to change. Needed are [WithScopes], or a refresh token given with [WithToken].
+func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
+	c, err := newConfig(creds, opts)
+	if err != nil {
+		return nil, err
+	}
+	if len(c.scopes) == 0 && (c.token == nil || c.token.RefreshToken == "") {
+		return nil, errors.New(`moovauth: no scopes: name what the token may do, such as WithScopes("/ping.read")`)
+	}
+	start := time.Now()
+	s := &TokenSource{
+		endpoint: newEndpoint(c),
+		clock: func() instant {
+			now := time.Now()
+			return instant{now.UnixNano(), int64(now.Sub(start))}
+		},
+		granting: make(semaphore, 1),
+		revoking: make(semaphore, 1),
+	}
+	if t := c.token; t != nil {
+		now := s.clock()
+		life := assumedLifetime
+		if !t.Expiry.IsZero() {
+			life = max(min(t.Expiry.Sub(now.time()), maxLifetime), 0)
+		}
+		s.current.Store(s.hold(*t, now, life))
+	}
+	return s, nil
+}
+
+// hold reckons when t, which lives for life from now on, is refreshed and expires.
+func (s *TokenSource) hold(t oauth2.Token, now instant, life time.Duration) *held {
+	if t.AccessToken == "" {
+		return &held{token: t}
+	}
+	usable := life - min(maxLeeway, life/10)
+	early := s.endpoint.early
+	if early < 0 {
+		early = min(life/5, maxEarly)
+	}
+	early = min(early, usable*4/5)
+	early -= time.Duration(rand.Float64() * float64(early) / 10)
+	t.Expiry = now.add(life).time()
+	t.ExpiresIn = int64(life / time.Second)
+	return &held{
+		token:         t,
+		authorization: t.Type() + " " + t.AccessToken,
+		refreshAt:     now.add(usable - early),
+		expireAt:      now.add(usable),
+	}
+}
+
+// Token returns a token that is good now. It implements [oauth2.TokenSource].
+// It waits for the network only where there is no good token, and then no
+// longer than [WithTimeout]. What the server refuses comes back as an [*Error].
+// Each call returns a token of its own, which the caller may change.
+func (s *TokenSource) Token() (*oauth2.Token, error) {
+	return s.TokenContext(context.Background())
+}
+
+// TokenContext is [TokenSource.Token], but it waits no longer than ctx lets
+// it; its error then is ctx's. The grant goes on for other callers. Values of
+// ctx, such as a trace, reach the requests of a grant that this call starts.
+func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
+	h, err := s.good(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := h.token
+	return &t, nil
+}
+
+// good is TokenContext without the copy.
+func (s *TokenSource) good(ctx context.Context) (*held, error) {
+	if h := s.current.Load(); h != nil {
+		now := s.clock()
+		if !now.reached(h.refreshAt) {
+			return h, nil
+		}
+		if !now.reached(h.expireAt) {
+			if s.refreshing.CompareAndSwap(false, true) {
+				s.grant(ctx)
+			}
+			return h, nil
+		}
+	}
+	return s.wait(ctx)
+}
+
+// wait joins the shared grant, or starts it.
+func (s *TokenSource) wait(ctx context.Context) (*held, error) {
+	if s.endpoint == nil {
+		return nil, errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
+	}
+	if ctx.Err() != nil {
+		return nil, gaveUp(ctx)
+	}
+	select {
+	case r := <-s.grant(ctx):
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*held), nil
+	case <-ctx.Done():
+		return nil, gaveUp(ctx)
+	}
+}
+
+func gaveUp(ctx context.Context) error {
+	if cause := context.Cause(ctx); cause != ctx.Err() {
+		return fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause)
+	}
+	return fmt.Errorf("moovauth: gave up waiting for a token: %w", ctx.Err())
+}
+
+// grant starts the shared grant, or joins the one under way. It is nobody's:
+// it does not end with ctx, only within WithTimeout.
+func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
+	return s.flight.DoChan("", func() (any, error) {
+		defer s.refreshing.Store(false)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.endpoint.timeout)
+		defer cancel()
+		if err := s.granting.lock(ctx); err != nil {
+			return nil, gaveUp(ctx)
+		}
+		defer s.granting.unlock()
+		// Whoever comes just after a grant has ended finds its token here.
+		if h := s.current.Load(); h != nil && !s.clock().reached(h.refreshAt) {
+			return h, nil
+		}
+		return s.obtain(ctx)
+	})
+}
+
+// obtain gets a token: with the refresh token where there is one, with client
+// credentials where there is none or the server refuses it for good.
+func (s *TokenSource) obtain(ctx context.Context) (*held, error) {
+	if h := s.current.Load(); h != nil && h.token.RefreshToken != "" {
+		refresh := h.token.RefreshToken
+		h, err := s.request(ctx, grantRefreshToken, url.Values{"refresh_token": {refresh}}, refresh)
+		if err == nil || len(s.endpoint.scopes) == 0 || !refusedForGood(err) {
+			return h, err
+		}
+		s.endpoint.logger.WarnContext(ctx, "moovauth: the refresh token was refused; going on with client credentials", "error", err)
+		s.dropRefreshToken()
+	}
+	if len(s.endpoint.scopes) == 0 {
+		return nil, errors.New("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
+	}
+	return s.request(ctx, grantClientCredentials, url.Values{"scope": {strings.Join(s.endpoint.scopes, " ")}}, "")
+}
+
+// request makes one grant, and publishes its token. refresh is the refresh
+// token to keep where the reply has none.
+func (s *TokenSource) request(ctx context.Context, grantType string, form url.Values, refresh string) (*held, error) {
+	now := s.clock()
+	r, err := s.endpoint.token(ctx, grantType, form, s.secrets())
+	if err != nil {
+		return nil, err
+	}
+	t := *r.token
+	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
+	h := s.hold(t, now, r.lifetime)
+	s.publish(h)
+	if r.warning != "" {
+		s.endpoint.logger.WarnContext(ctx, "moovauth: "+r.warning, "grant_type", grantType, "request_id", r.requestID)
+	}
+	s.endpoint.logger.DebugContext(ctx, "moovauth: token obtained", "grant_type", grantType, "request_id", r.requestID, "expiry", h.token.Expiry)
+	return h, nil
+}
+
+// refusedForGood reports whether the refresh token that err is about can't
+// be used again.
+func refusedForGood(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused) &&
+		slices.Contains([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity}, refused.StatusCode)
+}
+
+// publish makes h what is handed out, and remembers for Revoke what it replaces.
+func (s *TokenSource) publish(h *held) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.current.Load(); old != nil && old.token.AccessToken != "" {
+		s.remember(&liveToken{old.token.AccessToken, AccessToken, old.token.Expiry})
+	}
+	s.current.Store(h)
+}
+
+// remember adds t to what Revoke has to revoke. s.mu is held.
+func (s *TokenSource) remember(t *liveToken) {
+	now := s.clock().time()
+	s.replaced = slices.DeleteFunc(append(s.replaced, t), func(t *liveToken) bool {
+		return !t.expiry.IsZero() && !now.Before(t.expiry)
+	})
+	s.replaced = s.replaced[max(0, len(s.replaced)-maxReplaced):]
+}
+
+// keep gives back what could not be revoked.
+func (s *TokenSource) keep(t *liveToken) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remember(t)
+}
+
+// take takes away all that s has obtained and that may be alive.
+func (s *TokenSource) take() []*liveToken {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var taken []*liveToken
+	if h := s.current.Swap(nil); h != nil {
+		if h.token.RefreshToken != "" {
+			taken = append(taken, &liveToken{token: h.token.RefreshToken, hint: RefreshToken})
+		}
+		if h.token.AccessToken != "" {
+			taken = append(taken, &liveToken{h.token.AccessToken, AccessToken, h.token.Expiry})
+		}
+	}
+	taken = append(taken, s.replaced...)
+	s.replaced = nil
+	return taken
+}
+
+func (s *TokenSource) dropRefreshToken() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.current.Load(); h != nil {
+		without := *h
+		without.token.RefreshToken = ""
+		s.current.Store(&without)
+	}
+}
+
+// secrets are all that s knows.
+func (s *TokenSource) secrets() secrets {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := s.endpoint.secrets()
+	if h := s.current.Load(); h != nil {
+		known = append(known, h.token.AccessToken, h.token.RefreshToken)
+	}
+	for _, t := range s.replaced {
+		known = append(known, t.token)
+	}
+	return known
+}
+
+// Invalidate forgets the access token where it is still the current one, as
+// after a 401 to it, so that the next call obtains another; the refresh token
+// is kept. At most one invalidation a second counts: an API that answers 401
+// to everything must not turn into a flood of token requests.
+func (s *TokenSource) Invalidate(accessToken string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.current.Load()
+	if h == nil || accessToken == "" || h.token.AccessToken != accessToken {
+		return
+	}
+	now := s.clock()
+	if s.invalidated != nil && !now.reached(s.invalidated.add(invalidateEvery)) {
+		return
+	}
+	s.invalidated = &now
+	refused := *h
+	refused.refreshAt, refused.expireAt = now, now
+	s.current.Store(&refused)
+}
+
+// Client returns a client that authorises its requests to the base URL's host
+// with s, through a [Transport] on the transport of the client given with
+// [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
+func (s *TokenSource) Client() *http.Client {
+	c := *s.endpoint.client
+	c.Transport = &Transport{Base: c.Transport, Source: s}
+	return &c
+}
+
+// semaphore is a lock that can be waited for with a context.
+type semaphore chan struct{}
+
+func (m semaphore) lock(ctx context.Context) error {
+	select {
+	case m <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m semaphore) unlock() { <-m }
