@@ -1,0 +1,143 @@
+package moovtest
+
+// This file is the way to a handler without a network. It knows nothing of Moov.
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"runtime/debug"
+	"sync"
+	"testing/iotest"
+)
+
+var errHungUp = errors.New("moovtest: the server is closed, or hung up without an answer")
+
+// memory is a RoundTripper that calls a handler.
+type memory struct{ handler http.Handler }
+
+func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
+	body := newRequestBody(req.Body)
+	// Also where the handler is still reading: this is what makes it stop.
+	defer body.Close()
+	if req.Context().Err() != nil {
+		return nil, context.Cause(req.Context())
+	}
+	ctx, cancel := context.WithCancel(req.Context())
+	defer cancel()
+	incoming, err := asIncoming(ctx, req, body)
+	if err != nil {
+		return nil, err
+	}
+
+	recorder := httptest.NewRecorder()
+	done := make(chan error, 1)
+	go func() {
+		err := errHungUp // stays if the handler panics or exits
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				err = fmt.Errorf("moovtest: the handler panicked: %v\n%s", p, debug.Stack())
+			}
+			done <- err
+		}()
+		m.handler.ServeHTTP(recorder, incoming)
+		err = nil
+	}()
+
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case err := <-done:
+		if err == nil {
+			return asReceived(recorder, req), nil
+		}
+		// The handler gives up when the context ends or the body breaks: that is the reason to give.
+		return nil, cmp.Or(context.Cause(req.Context()), body.err, err)
+	}
+}
+
+// asIncoming is req as a server has it.
+func asIncoming(ctx context.Context, req *http.Request, body *requestBody) (*http.Request, error) {
+	host := req.Host
+	if req.URL != nil {
+		host = cmp.Or(host, req.URL.Host)
+	}
+	if req.URL == nil || host == "" {
+		return nil, errors.New("moovtest: the request has no URL with a host")
+	}
+	target, err := url.ParseRequestURI(req.URL.RequestURI())
+	if err != nil {
+		return nil, fmt.Errorf("moovtest: %w", err)
+	}
+	header := req.Header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	length := req.ContentLength
+	if length == 0 && body.ReadCloser != http.NoBody {
+		length = -1 // unknown: what a client means by 0
+	}
+	incoming := &http.Request{
+		Method:        cmp.Or(req.Method, http.MethodGet),
+		URL:           target,
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        header,
+		Body:          body,
+		ContentLength: length,
+		Host:          host,
+		RequestURI:    req.URL.RequestURI(),
+		RemoteAddr:    "192.0.2.1:1234", // of the network for documentation (RFC 5737)
+	}
+	return incoming.WithContext(ctx), nil
+}
+
+// asReceived is what was recorded, as a client has it.
+func asReceived(recorder *httptest.ResponseRecorder, req *http.Request) *http.Response {
+	resp := recorder.Result()
+	resp.Request = req
+	maps.DeleteFunc(resp.Header, func(_ string, values []string) bool { return len(values) == 0 })
+	written, declared := int64(recorder.Body.Len()), resp.ContentLength
+	resp.ContentLength = max(written, declared)
+	switch {
+	case resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified:
+		resp.Body, resp.ContentLength = http.NoBody, 0
+	case req.Method == http.MethodHead:
+		resp.Body = http.NoBody
+	case declared > written:
+		resp.Body = io.NopCloser(io.MultiReader(resp.Body, iotest.ErrReader(io.ErrUnexpectedEOF)))
+	}
+	return resp
+}
+
+// requestBody is a request's body that is closed once, however often it is
+// asked to, and remembers why it could not be read.
+type requestBody struct {
+	io.ReadCloser
+	close func() error
+	err   error
+}
+
+func newRequestBody(body io.ReadCloser) *requestBody {
+	if body == nil {
+		body = http.NoBody
+	}
+	return &requestBody{ReadCloser: body, close: sync.OnceValue(body.Close)}
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		b.err = err
+	}
+	return n, err
+}
+
+func (b *requestBody) Close() error { return b.close() }

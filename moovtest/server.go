@@ -1,0 +1,318 @@
+// Package moovtest provides an in-process Moov authorization server for tests.
+//
+// A [Server] answers POST /oauth2/token, POST /oauth2/revoke and GET /ping as
+// Moov documents them. It issues, rotates, expires and revokes tokens, records
+// every request, and on demand answers late, wrongly or not at all:
+//
+//	server := moovtest.NewServer(moovtest.WithLifetime(time.Minute))
+//	defer server.Close()
+//	server.Enqueue(moovtest.Answer{Status: 503}) // the first request fails
+//
+//	// Point the code under test at server.URL, with server.ClientID and
+//	// server.ClientSecret, then look at what it did:
+//	requests := server.TokenRequests()
+//
+// [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so
+// that it also works inside a [testing/synctest] bubble, where a token's life
+// passes in no time.
+package moovtest
+
+// This file is the Server as a test sees it: how it is made, what can be
+// changed while it runs, and what it saw. The endpoints are in oauth2.go.
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Server is a Moov authorization server. [NewServer] and [NewInMemory] make
+// one. Its methods are safe for concurrent use; its fields are not to be changed.
+//
+// Where Moov's documentation leaves a choice, the server makes the one that is
+// harder on its clients. A refresh token serves once (RFC 6749 §6), and a
+// refresh keeps its scopes, whatever a scope field says. Revoking a token kills
+// that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2). A
+// refresh leaves the access token that it replaces alive, to its own expiry.
+type Server struct {
+	// URL is the base URL, with no trailing slash: "http://127.0.0.1:" and a
+	// port from NewServer, "https://moov.test" from NewInMemory.
+	URL string
+
+	ClientID     string // Moov's dashboard: public key. "moovtest-public-key" unless WithCredentials says otherwise.
+	ClientSecret string // Moov's dashboard: secret key. "moovtest-secret-key" unless WithCredentials says otherwise.
+
+	expiresInSeconds bool
+	noRefreshTokens  bool
+	origins          []string // empty: no Origin is needed
+	scopes           []string // empty: any may be asked for
+	now              func() time.Time
+	client           *http.Client
+	loopback         *httptest.Server // nil: in memory
+
+	mu       sync.Mutex // guards what follows
+	lifetime time.Duration
+	latency  time.Duration
+	answers  []Answer
+	requests []Request
+	tokens   map[string]token // those neither used nor revoked, by value
+	issued   int              // how many sets of tokens, ever
+	serving  map[context.Context]context.CancelFunc
+	closed   bool
+}
+
+// NewServer starts a server of real HTTP on a loopback port. Close it when done.
+func NewServer(opts ...Option) *Server {
+	s := newServer(opts)
+	s.loopback = httptest.NewServer(s)
+	s.URL = s.loopback.URL
+	s.client = s.loopback.Client()
+	return s
+}
+
+// NewInMemory returns a server without sockets, which is reached through
+// [Server.Client] or [Server.Transport] alone. Inside a [testing/synctest]
+// bubble its tokens expire, and its latency passes, in the bubble's time.
+func NewInMemory(opts ...Option) *Server {
+	s := newServer(opts)
+	s.URL = "https://moov.test"
+	s.client = &http.Client{Transport: s.Transport()}
+	return s
+}
+
+func newServer(opts []Option) *Server {
+	s := &Server{
+		ClientID:     "moovtest-public-key",
+		ClientSecret: "moovtest-secret-key",
+		now:          time.Now,
+		lifetime:     15 * time.Minute,
+		tokens:       make(map[string]token),
+		serving:      make(map[context.Context]context.CancelFunc),
+	}
+	for _, opt := range opts {
+		opt(s)
+	}
+	return s
+}
+
+// Close shuts the server down. It hangs up on the requests that are waiting for
+// an answer, and on all that come later. What the server saw can still be read.
+func (s *Server) Close() {
+	s.mu.Lock()
+	s.closed = true
+	for _, hangUp := range s.serving {
+		hangUp()
+	}
+	s.mu.Unlock()
+	if s.loopback != nil {
+		s.loopback.Close()
+	}
+}
+
+// Client returns a client that reaches the server: over its port from
+// NewServer, over [Server.Transport] from NewInMemory.
+func (s *Server) Client() *http.Client { return s.client }
+
+// Transport returns a RoundTripper that hands requests for any host to the
+// server, without sockets, also if the server has a port as well.
+//
+// The response is whole when RoundTrip returns: an [Answer.Handler] can neither
+// hijack the connection nor stream over it. If the handler panics, also with
+// [http.ErrAbortHandler], RoundTrip returns an error.
+func (s *Server) Transport() http.RoundTripper { return &memory{handler: s} }
+
+// Option is a setting of a new [Server].
+type Option func(*Server)
+
+// WithCredentials sets the only client that the server knows.
+func WithCredentials(clientID, clientSecret string) Option {
+	return func(s *Server) { s.ClientID, s.ClientSecret = clientID, clientSecret }
+}
+
+// WithLifetime sets how long access tokens live: 15 minutes by default. Replies
+// state it in whole seconds, rounded down. Refresh tokens do not expire.
+func WithLifetime(d time.Duration) Option {
+	return func(s *Server) { s.lifetime = d }
+}
+
+// WithExpiresInSeconds makes expires_in the lifetime in seconds, as in RFC 6749
+// §5.1. By default it is the Unix timestamp of the expiry, as Moov documents.
+func WithExpiresInSeconds() Option {
+	return func(s *Server) { s.expiresInSeconds = true }
+}
+
+// WithOrigins sets the API key's allowed-domain list, such as
+// "https://example.com". A token request must then carry one of them as its
+// Origin header or, without an Origin, as the scheme and host of its Referer;
+// any other is answered 400. By default neither header is needed.
+func WithOrigins(origins ...string) Option {
+	return func(s *Server) { s.origins = origins }
+}
+
+// WithScopes sets what the API key may ask for. A request for more is answered
+// 422. By default, and with no scopes given, it may ask for anything.
+func WithScopes(scopes ...string) Option {
+	return func(s *Server) { s.scopes = scopes }
+}
+
+// WithLatency makes the server wait that long before it acts on a token or
+// revoke request: none by default. A client that gives up meanwhile has changed
+// nothing. The wait is in real time (a bubble's, inside one), not [WithClock]'s.
+func WithLatency(d time.Duration) Option {
+	return func(s *Server) { s.latency = d }
+}
+
+// WithClock sets the clock that expiry, the Date header and [Request.Time] go
+// by: [time.Now] by default. It must be safe for concurrent use.
+func WithClock(now func() time.Time) Option {
+	return func(s *Server) { s.now = now }
+}
+
+// WithoutRefreshTokens leaves refresh_token out of the replies, as RFC 6749
+// §4.4.3 advises for the client-credentials grant. By default every reply
+// carries one, as Moov documents.
+func WithoutRefreshTokens() Option {
+	return func(s *Server) { s.noRefreshTokens = true }
+}
+
+// SetLifetime is [WithLifetime] for the access tokens issued from now on.
+func (s *Server) SetLifetime(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lifetime = d
+}
+
+// SetLatency is [WithLatency] for the requests that arrive from now on.
+func (s *Server) SetLatency(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.latency = d
+}
+
+// Answer is a reply to one token or revoke request in place of the server's
+// own. Its zero value is an empty 200.
+type Answer struct {
+	// Status is the status code. 0 means 200.
+	Status int
+
+	// Header is set on the reply, over x-request-id, Date and, where there is a
+	// Body, a Content-Type of application/json. A nil value removes a header.
+	Header http.Header
+
+	// Body is sent as it is.
+	Body string
+
+	// Latency comes on top of the server's own, before anything is sent.
+	Latency time.Duration
+
+	// Handler, where set, answers in place of Status, Header and Body. It finds
+	// x-request-id and Date set, and may hijack, trickle or panic with
+	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory.
+	Handler http.HandlerFunc
+}
+
+// Enqueue adds to the queue of prepared answers. Each token or revoke request
+// takes the one at its front, if any, in order of arrival. Such a request is
+// recorded, and does nothing else: no token is issued, used or revoked.
+func (s *Server) Enqueue(answers ...Answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range answers {
+		header := make(http.Header)
+		for name, values := range a.Header {
+			header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
+		}
+		a.Header = header
+		s.answers = append(s.answers, a)
+	}
+}
+
+// Revoke kills an access token or a refresh token at the server, as Moov's
+// dashboard might. Other tokens issued along with it stay alive.
+func (s *Server) Revoke(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tokens, token)
+}
+
+// RevokeAll kills every access token and every refresh token.
+func (s *Server) RevokeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.tokens)
+}
+
+// Request is what the server saw of one request.
+type Request struct {
+	Time      time.Time // when it had arrived, by the server's clock
+	Method    string
+	Path      string
+	Header    http.Header
+	Body      string     // up to 1 MiB; the server reads no further
+	GrantType string     // of a token request
+	Form      url.Values // the fields of a form, or the members of a JSON object as strings; nil for other bodies
+	ClientID  string     // from the Basic credentials, or else from the body
+	RequestID string     // the x-request-id that it was given
+}
+
+// Requests returns every request so far, to any path, in order of arrival.
+func (s *Server) Requests() []Request {
+	return s.seen(func(Request) bool { return true })
+}
+
+// TokenRequests returns those of [Server.Requests] to /oauth2/token.
+func (s *Server) TokenRequests() []Request {
+	return s.seen(func(r Request) bool { return r.Path == tokenPath })
+}
+
+// RevokeRequests returns those of [Server.Requests] to /oauth2/revoke.
+func (s *Server) RevokeRequests() []Request {
+	return s.seen(func(r Request) bool { return r.Path == revokePath })
+}
+
+func (s *Server) seen(wanted func(Request) bool) []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var requests []Request
+	for _, r := range s.requests {
+		if wanted(r) {
+			r.Header = r.Header.Clone()
+			r.Form = url.Values(http.Header(r.Form).Clone())
+			requests = append(requests, r)
+		}
+	}
+	return requests
+}
+
+// AccessTokens returns the access tokens that are alive now, in the order issued.
+func (s *Server) AccessTokens() []string { return s.living(accessToken) }
+
+// RefreshTokens returns the refresh tokens that are alive now, in the order issued.
+func (s *Server) RefreshTokens() []string { return s.living(refreshToken) }
+
+func (s *Server) living(k kind) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var values []string
+	for value, t := range s.tokens {
+		if t.kind == k && t.alive(s.now()) {
+			values = append(values, value)
+		}
+	}
+	slices.SortFunc(values, func(a, b string) int { return cmp.Compare(s.tokens[a].serial, s.tokens[b].serial) })
+	return values
+}
+
+// Alive reports whether token is an access token or a refresh token that is
+// alive now: issued here, and neither expired, used up nor revoked.
+func (s *Server) Alive(token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.tokens[token]
+	return ok && t.alive(s.now())
+}
