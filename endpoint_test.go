@@ -1,0 +1,238 @@
+package moovauth
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+func TestTokenRequestOnTheWire(t *testing.T) {
+	server := onLoopback(t, moovtest.WithCredentials("public-key", "a+b/c=%20ä"))
+	token(t, sourceOf(t, server, WithOrigin("https://example.com"), WithVersion("v2026.07.00"), WithScopes(pingScope, "/fed.read")))
+
+	r := server.TokenRequests()[0]
+	assert.Equal(t, http.MethodPost, r.Method)
+	assert.Equal(t, "/oauth2/token", r.Path)
+	assert.Equal(t, "application/x-www-form-urlencoded", r.Header.Get("Content-Type"))
+	assert.Equal(t, "application/json", r.Header.Get("Accept"))
+	assert.Equal(t, "v2026.07.00", r.Header.Get("X-Moov-Version"))
+	assert.Equal(t, "https://example.com", r.Header.Get("Origin"))
+	assert.Equal(t, userAgent, r.Header.Get("User-Agent"))
+	assert.Equal(t, "Basic "+base64.StdEncoding.EncodeToString([]byte("public-key:a+b/c=%20ä")), r.Header.Get("Authorization"), "not query-escaped")
+	assert.Equal(t, "grant_type=client_credentials&scope=%2Fping.read+%2Ffed.read", r.Body)
+}
+
+func TestRefreshRequestOnTheWire(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	first := token(t, s)
+	s.Invalidate(first.AccessToken)
+	token(t, s)
+	assert.Equal(t, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.RefreshToken}}, server.TokenRequests()[1].Form)
+}
+
+func TestCredentialsInTheBody(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server, WithAuthStyle(oauth2.AuthStyleInParams))
+	token(t, s)
+	require.NoError(t, s.Revoke(t.Context()))
+	for _, r := range server.Requests() {
+		assert.Equal(t, server.ClientID, r.Form.Get("client_id"))
+		assert.Equal(t, server.ClientSecret, r.Form.Get("client_secret"))
+		assert.Empty(t, r.Header.Get("Authorization"))
+	}
+}
+
+func TestNoOriginUnlessConfigured(t *testing.T) {
+	server := onLoopback(t)
+	token(t, sourceOf(t, server))
+	assert.NotContains(t, server.TokenRequests()[0].Header, "Origin")
+}
+
+func TestBaseURLWithAPath(t *testing.T) {
+	server := onLoopback(t)
+	gateway := answering(t, http.StripPrefix("/moov", server).ServeHTTP)
+	s := sourceOf(t, server, WithBaseURL(gateway.URL+"/moov/"), WithHTTPClient(gateway.Client()))
+	token(t, s)
+	require.NoError(t, s.Revoke(t.Context()))
+	assert.Len(t, server.Requests(), 3)
+}
+
+func TestUserAgentNamesTheVersionOfTheChangelog(t *testing.T) {
+	changelog, err := os.ReadFile("CHANGELOG.md")
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(changelog), "\n## ")
+	version, _, _ := strings.Cut(rest, " ")
+	assert.Equal(t, "moovauth/"+version, userAgent)
+}
+
+// The expiry of a token that lives for 15 minutes, as it is said in all the
+// ways there are.
+func TestExpiresIn(t *testing.T) {
+	const skew = time.Hour
+	for _, c := range []struct {
+		name      string
+		expiresIn func(server time.Time) string
+		server    time.Duration // how far the server's clock is ahead of ours
+		noDate    bool
+	}{
+		{"timestamp", func(now time.Time) string { return fmt.Sprint(now.Unix() + 900) }, 0, false},
+		{"timestamp, no Date", func(now time.Time) string { return fmt.Sprint(now.Unix() + 900) }, 0, true},
+		{"timestamp in a string", func(now time.Time) string { return fmt.Sprintf(`"%d"`, now.Unix()+900) }, 0, false},
+		{"timestamp as a float", func(now time.Time) string { return fmt.Sprintf(`%d.5e0`, now.Unix()+900) }, 0, false},
+		{"timestamp, local clock an hour slow", func(now time.Time) string { return fmt.Sprint(now.Unix() + 900) }, skew, false},
+		{"timestamp, local clock an hour fast", func(now time.Time) string { return fmt.Sprint(now.Unix() + 900) }, -skew, false},
+		{"seconds", func(time.Time) string { return `900` }, 0, false},
+		{"seconds, no Date", func(time.Time) string { return `900` }, 0, true},
+		{"seconds in a string", func(time.Time) string { return `"900"` }, 0, false},
+		{"seconds, local clock an hour slow", func(time.Time) string { return `900` }, skew, false},
+		{"seconds, local clock an hour fast", func(time.Time) string { return `900` }, -skew, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			now := func() time.Time { return time.Now().Add(c.server) }
+			server := onLoopback(t, moovtest.WithClock(now))
+			answer := moovtest.Answer{Body: `{"access_token":"x","expires_in":` + c.expiresIn(now()) + `}`}
+			if c.noDate {
+				answer.Header = http.Header{"Date": nil}
+			}
+			server.Enqueue(answer)
+			tok := token(t, sourceOf(t, server))
+			assert.WithinDuration(t, time.Now().Add(15*time.Minute), tok.Expiry, time.Second)
+			assert.InDelta(t, 900, tok.ExpiresIn, 1)
+		})
+	}
+}
+
+func TestExpiresInThatMakesNoSense(t *testing.T) {
+	sent := time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
+	for text, want := range map[string]time.Duration{
+		`null`: assumedLifetime, `0`: assumedLifetime, `-1`: assumedLifetime, `0.9`: assumedLifetime, `""`: assumedLifetime,
+		`"NaN"`: assumedLifetime, `"0x384"`: assumedLifetime, `true`: assumedLifetime, `[900]`: assumedLifetime, `1e999`: assumedLifetime,
+		`1736964352`: assumedLifetime, `1000000000`: assumedLifetime,
+		`1`: time.Second, `1.5`: 1500 * time.Millisecond, `86400`: maxLifetime, `999999999`: maxLifetime,
+		`86401`: maxLifetime, `1e308`: maxLifetime, `1795446000000`: maxLifetime,
+	} {
+		r, err := readToken(nil, []byte(`{"access_token":"x","expires_in":`+text+`}`), sent)
+		require.NoError(t, err, text)
+		assert.Equal(t, want, r.lifetime, text)
+		assert.Equal(t, want == assumedLifetime || want == maxLifetime && text != `86400`, r.warning != "", text)
+	}
+	r, err := readToken(nil, []byte(`{"access_token":"x"}`), sent)
+	require.NoError(t, err)
+	assert.Equal(t, assumedLifetime, r.lifetime)
+}
+
+func TestTokenTypes(t *testing.T) {
+	for _, text := range []string{`""`, `null`, `"bearer"`, `"BEARER"`, `"Bearer"`, `"opaque"`, `"Opaque"`, `"jwt"`, `"JWT"`} {
+		r, err := readToken(nil, []byte(`{"access_token":"x","token_type":`+text+`}`), time.Now())
+		require.NoError(t, err, text)
+		assert.Equal(t, "Bearer", r.token.TokenType)
+	}
+	for _, text := range []string{`"mac"`, `"basic"`, `7`, `"DPoP"`} {
+		_, err := readToken(nil, []byte(`{"access_token":"x","token_type":`+text+`}`), time.Now())
+		assert.ErrorContains(t, err, "token", text)
+	}
+}
+
+func TestUnusableReplies(t *testing.T) {
+	for body, want := range map[string]string{
+		``:                              "JSON",
+		`<html>Sign in</html>`:          "proxy",
+		`[]`:                            "JSON",
+		`null`:                          "no access_token",
+		`{}`:                            "no access_token",
+		`{"access_token":null}`:         "no access_token",
+		`{"access_token":7}`:            "no access_token",
+		`{"access_token":""}`:           "no access_token",
+		`{"access_token":"a b"}`:        "ASCII",
+		`{"access_token":"a\nb"}`:       "ASCII",
+		`{"access_token":"a\u0000b"}`:   "ASCII",
+		`{"access_token":"ä"}`:          "ASCII",
+		`{"ACCESS_TOKEN":"a"}`:          "no access_token",
+		`{"access_token":"a"} trailing`: "JSON",
+		`{"access_token":"a","token_type":"mac"}`:               "mac",
+		`{"access_token":"` + strings.Repeat("a", 1<<20) + `"}`: "larger than",
+	} {
+		server := onLoopback(t)
+		server.Enqueue(moovtest.Answer{Body: body})
+		_, err := sourceOf(t, server).Token()
+		require.ErrorContains(t, err, want, body)
+		assert.Contains(t, err.Error(), "moovauth: ")
+		assert.Less(t, len(err.Error()), 500)
+	}
+}
+
+func TestRepliesThatAreTakenAllTheSame(t *testing.T) {
+	for _, body := range []string{
+		"\xef\xbb\xbf" + `{"access_token":"a"}`,
+		" \n" + `{"access_token":"a"}` + "\n",
+		`{"access_token":"a","refresh_token":7,"scope":null,"more":{"x":[1]}}`,
+	} {
+		server := onLoopback(t)
+		server.Enqueue(moovtest.Answer{Status: 201, Body: body, Header: http.Header{"Content-Type": {"text/plain"}}})
+		assert.Equal(t, "a", token(t, sourceOf(t, server)).AccessToken)
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			elsewhere := onLoopback(t)
+			server := onLoopback(t)
+			server.Enqueue(moovtest.Answer{Status: status, Header: http.Header{"Location": {elsewhere.URL + "/oauth2/token"}}})
+			_, err := sourceOf(t, server).Token()
+			var refused *Error
+			require.ErrorAs(t, err, &refused)
+			assert.Equal(t, status, refused.StatusCode)
+			assert.ErrorContains(t, err, "WithBaseURL")
+			assert.Empty(t, elsewhere.Requests())
+		})
+	}
+}
+
+func TestExpiryIsCountedFromTheMomentTheRequestWasSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(10*time.Second), moovtest.WithExpiresInSeconds())
+		sent := time.Now()
+		assert.Equal(t, sent.Add(15*time.Minute), token(t, sourceOf(t, server)).Expiry)
+	})
+}
+
+// Whatever a server answers: no panic, and a token is usable and lives between
+// a second and a day.
+func FuzzTokenReply(f *testing.F) {
+	for _, body := range []string{
+		`{"access_token":"a","refresh_token":"r","token_type":"Bearer","expires_in":1795446000,"scope":"/ping.read"}`,
+		`{"access_token":"a","expires_in":"900"}`, `{"access_token":"a","expires_in":1e308}`, `{"expires_in":-1}`,
+		`{"access_token":"a","access_token":"b"}`, "\xef\xbb\xbf{}", `[[[[`, `{"access_token":"\ud800"}`,
+	} {
+		f.Add([]byte(body), "Mon, 23 Nov 2026 09:00:00 GMT")
+		f.Add([]byte(body), "")
+	}
+	f.Fuzz(func(t *testing.T, body []byte, date string) {
+		r, err := readToken(http.Header{"Date": {date}}, body, time.Unix(1795424400, 0))
+		if err != nil {
+			require.Nil(t, r)
+			return
+		}
+		require.True(t, usable(r.token.AccessToken))
+		require.Equal(t, "Bearer", r.token.TokenType)
+		require.GreaterOrEqual(t, r.lifetime, time.Second)
+		require.LessOrEqual(t, r.lifetime, maxLifetime)
+		_, err = json.Marshal(r.token)
+		require.NoError(t, err)
+	})
+}

@@ -1,0 +1,165 @@
+package moovauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"strings"
+
+	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+// The main use: a client that is always authorised. Leave WithBaseURL out to
+// talk to Moov itself.
+func Example() {
+	server := moovtest.NewServer()
+	defer server.Close()
+
+	source, err := moovauth.NewTokenSource(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		moovauth.WithScopes("/ping.read"),
+		moovauth.WithOrigin("https://example.com"),
+		moovauth.WithBaseURL(server.URL),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp, err := source.Client().Get(server.URL + "/ping")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	fmt.Println(resp.Status)
+	// Output: 200 OK
+}
+
+// newSource is what Example does, for the examples below.
+func newSource(server *moovtest.Server, opts ...moovauth.Option) *moovauth.TokenSource {
+	source, err := moovauth.NewTokenSource(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		append([]moovauth.Option{moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(server.URL)}, opts...)...,
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return source
+}
+
+// ping calls the API, and prints what it answers.
+func ping(client *http.Client, server *moovtest.Server) {
+	resp, err := client.Get(server.URL + "/ping")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	fmt.Println(resp.Status)
+}
+
+// A TokenSource plugs into the transport of golang.org/x/oauth2, here on a
+// Transport without a Source, which adds the version header.
+func ExampleTokenSource_transport() {
+	server := moovtest.NewServer()
+	defer server.Close()
+
+	client := &http.Client{Transport: &oauth2.Transport{
+		Source: newSource(server),
+		Base:   &moovauth.Transport{Version: "v2026.07.00"},
+	}}
+	ping(client, server)
+	requests := server.Requests()
+	fmt.Println(requests[len(requests)-1].Header.Get(moovauth.VersionHeader))
+	// Output:
+	// 200 OK
+	// v2026.07.00
+}
+
+// SDKs that take an oauth2.TokenSource mostly wrap it as oauth2.NewClient does.
+func ExampleTokenSource_newClient() {
+	server := moovtest.NewServer()
+	defer server.Close()
+
+	ping(oauth2.NewClient(context.Background(), newSource(server)), server)
+	// Output: 200 OK
+}
+
+// The zero value only adds the version header.
+func ExampleTransport() {
+	server := moovtest.NewServer()
+	defer server.Close()
+
+	ping(&http.Client{Transport: new(moovauth.Transport)}, server)
+	fmt.Println(server.Requests()[0].Header.Get(moovauth.VersionHeader))
+	// Output:
+	// 401 Unauthorized
+	// v2024.01.00
+}
+
+func ExampleRevoke() {
+	server := moovtest.NewServer()
+	defer server.Close()
+	token, err := newSource(server).Token()
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	err = moovauth.Revoke(context.Background(),
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		token.RefreshToken,
+		moovauth.WithTokenTypeHint(moovauth.RefreshToken),
+		moovauth.WithBaseURL(server.URL),
+	)
+	fmt.Println(err, server.Alive(token.RefreshToken))
+	// Output: <nil> false
+}
+
+// At the end of a program: all that the source has obtained is revoked.
+func ExampleTokenSource_Revoke() {
+	server := moovtest.NewServer()
+	defer server.Close()
+	source := newSource(server)
+	ping(source.Client(), server)
+
+	fmt.Println(source.Revoke(context.Background()), server.AccessTokens(), server.RefreshTokens())
+	// Output:
+	// 200 OK
+	// <nil> [] []
+}
+
+// A token that was saved, with encoding/json for example, spares a request.
+func ExampleWithToken() {
+	server := moovtest.NewServer()
+	defer server.Close()
+	saved, err := newSource(server).Token()
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	ping(newSource(server, moovauth.WithToken(saved)).Client(), server)
+	fmt.Println(len(server.TokenRequests()), "token request")
+	// Output:
+	// 200 OK
+	// 1 token request
+}
+
+func ExampleError() {
+	server := moovtest.NewServer(moovtest.WithScopes("/fed.read"))
+	defer server.Close()
+	_, err := newSource(server).Token()
+
+	var refused *moovauth.Error
+	if errors.As(err, &refused) {
+		fmt.Println(refused.Op, refused.StatusCode, refused.Temporary(), refused.Fields["scope"] != "", refused.RequestID != "")
+	}
+	var retrieve *oauth2.RetrieveError // what code written for x/oauth2 looks for
+	fmt.Println(errors.As(err, &retrieve))
+	fmt.Println(strings.HasPrefix(err.Error(), "moovauth: token request (client_credentials) answered 422 Unprocessable Entity"))
+	// Output:
+	// token 422 false true true
+	// true
+	// true
+}

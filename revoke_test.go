@@ -1,0 +1,261 @@
+package moovauth
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+// revoked are the tokens that server was asked to revoke, with their hints.
+func revoked(server *moovtest.Server) []string {
+	var tokens []string
+	for _, r := range server.RevokeRequests() {
+		tokens = append(tokens, r.Form.Get("token_type_hint")+"="+r.Form.Get("token"))
+	}
+	return tokens
+}
+
+func TestRevokeOnTheWire(t *testing.T) {
+	server := onLoopback(t)
+	tok := token(t, sourceOf(t, server))
+	opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithOrigin("https://example.com"), WithVersion("v2026.07.00")}
+
+	require.NoError(t, Revoke(t.Context(), credentialsOf(server), tok.AccessToken, opts...))
+	assert.False(t, server.Alive(tok.AccessToken))
+	assert.True(t, server.Alive(tok.RefreshToken))
+	require.NoError(t, Revoke(t.Context(), credentialsOf(server), tok.RefreshToken, append(opts, WithTokenTypeHint(RefreshToken))...))
+	assert.False(t, server.Alive(tok.RefreshToken))
+	assert.Equal(t, []string{"=" + tok.AccessToken, "refresh_token=" + tok.RefreshToken}, revoked(server))
+
+	r := server.RevokeRequests()[0]
+	assert.Equal(t, http.MethodPost, r.Method)
+	assert.NotContains(t, r.Form, "token_type_hint")
+	assert.Equal(t, "application/x-www-form-urlencoded", r.Header.Get("Content-Type"))
+	assert.Equal(t, "v2026.07.00", r.Header.Get("X-Moov-Version"))
+	assert.Equal(t, "https://example.com", r.Header.Get("Origin"))
+	assert.Equal(t, userAgent, r.Header.Get("User-Agent"))
+	assert.Equal(t, server.TokenRequests()[0].Header.Get("Authorization"), r.Header.Get("Authorization"))
+}
+
+func TestRevokeOfAnUnknownTokenSucceeds(t *testing.T) {
+	server := onLoopback(t)
+	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
+}
+
+func TestRevokeTakes200(t *testing.T) {
+	server := onLoopback(t)
+	server.Enqueue(moovtest.Answer{Status: 200, Body: "{}"})
+	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
+}
+
+func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
+	server := onLoopback(t)
+	assert.ErrorContains(t, Revoke(t.Context(), credentialsOf(server), "", WithBaseURL(server.URL)), "empty")
+	assert.ErrorContains(t, Revoke(t.Context(), Credentials{}, "x", WithBaseURL(server.URL)), "ClientID")
+	assert.Empty(t, server.Requests())
+}
+
+func TestRevokeRefused(t *testing.T) {
+	server := onLoopback(t)
+	err := Revoke(t.Context(), Credentials{server.ClientID, "wrong"}, "x", WithBaseURL(server.URL))
+	var refused *Error
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, "revoke", refused.Op)
+	assert.Empty(t, refused.GrantType)
+	assert.ErrorContains(t, err, "check Credentials")
+
+	server.Enqueue(moovtest.Answer{Status: 422, Body: `{"token":"malformed"}`})
+	require.ErrorAs(t, Revoke(t.Context(), credentialsOf(server), "x", WithBaseURL(server.URL)), &refused)
+	assert.Equal(t, map[string]string{"token": "malformed"}, refused.Fields)
+}
+
+func TestRevokeGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Hour))
+		opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithTimeout(3 * time.Second)}
+		began := time.Now()
+		assert.ErrorIs(t, Revoke(t.Context(), credentialsOf(server), "x", opts...), context.DeadlineExceeded)
+		assert.Equal(t, 3*time.Second, time.Since(began))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		assert.ErrorIs(t, Revoke(ctx, credentialsOf(server), "x", opts...), context.DeadlineExceeded)
+		assert.Equal(t, 4*time.Second, time.Since(began))
+	})
+}
+
+func TestSourceRevokesTheRefreshTokenFirst(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	tok := token(t, s)
+	require.NoError(t, s.Revoke(t.Context()))
+	assert.Equal(t, []string{"refresh_token=" + tok.RefreshToken, "access_token=" + tok.AccessToken}, revoked(server))
+	assert.Empty(t, server.AccessTokens())
+	assert.Empty(t, server.RefreshTokens())
+
+	next := token(t, s)
+	assert.True(t, server.Alive(next.AccessToken), "the source stays usable")
+	assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
+}
+
+func TestSourceWithNothingRevokesNothing(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	require.NoError(t, s.Revoke(t.Context()))
+	token(t, s)
+	require.NoError(t, s.Revoke(t.Context()))
+	require.NoError(t, s.Revoke(t.Context()))
+	assert.Len(t, server.RevokeRequests(), 2)
+}
+
+func TestSourceRevokesATokenItWasGiven(t *testing.T) {
+	server := onLoopback(t)
+	saved := token(t, sourceOf(t, server))
+	require.NoError(t, sourceOf(t, server, WithToken(saved)).Revoke(t.Context()))
+	assert.Empty(t, server.AccessTokens())
+	assert.Empty(t, server.RefreshTokens())
+}
+
+func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Second))
+		s := sourceOf(t, server)
+		token(t, s)
+		time.Sleep(14 * time.Minute)
+		token(t, s) // starts a grant in the background
+		synctest.Wait()
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Len(t, server.TokenRequests(), 2)
+		assert.Empty(t, server.AccessTokens(), "also the one that the grant replaced is dead")
+		assert.Empty(t, server.RefreshTokens())
+		assert.Len(t, server.RevokeRequests(), 3)
+	})
+}
+
+func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Second))
+		s := sourceOf(t, server)
+		var wg sync.WaitGroup
+		wg.Go(func() { token(t, s) })
+		synctest.Wait()
+		require.NoError(t, s.Revoke(t.Context()))
+		wg.Wait()
+		assert.Empty(t, server.AccessTokens())
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestSourceRevokeGivesUpWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(10*time.Second))
+		s := sourceOf(t, server)
+		go s.Token()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		assert.ErrorIs(t, s.Revoke(ctx), context.DeadlineExceeded)
+		time.Sleep(10 * time.Second)
+		assert.True(t, server.Alive(token(t, s).AccessToken), "nothing was taken")
+	})
+}
+
+func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		token(t, s)
+		server.SetLatency(time.Second)
+		go s.Revoke(t.Context())
+		synctest.Wait()
+		short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		assert.ErrorIs(t, s.Revoke(short), context.DeadlineExceeded)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Empty(t, server.AccessTokens())
+	})
+}
+
+func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	first := token(t, s)
+	server.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"one"}`}, moovtest.Answer{Status: 400, Body: `{"error":"two"}`})
+	err := s.Revoke(t.Context())
+	assert.ErrorContains(t, err, "one")
+	assert.ErrorContains(t, err, "two")
+	assert.True(t, server.Alive(first.AccessToken))
+
+	second := token(t, s)
+	assert.NotEqual(t, first.AccessToken, second.AccessToken, "forgotten all the same")
+	require.NoError(t, s.Revoke(t.Context()))
+	assert.Empty(t, server.AccessTokens())
+	assert.Empty(t, server.RefreshTokens())
+	assert.Len(t, server.RevokeRequests(), 2+4)
+}
+
+func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		for range 3 {
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(2 * time.Second)
+		}
+		token(t, s)
+		assert.Len(t, server.AccessTokens(), 4)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Empty(t, server.AccessTokens())
+
+		s.Invalidate(token(t, s).AccessToken)
+		token(t, s)
+		time.Sleep(20 * time.Minute)
+		token(t, s)
+		before := len(server.RevokeRequests())
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Len(t, server.RevokeRequests(), before+2, "the expired ones are not revoked")
+
+		for range 3 * maxReplaced {
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(2 * time.Second)
+		}
+		assert.Len(t, s.replaced, maxReplaced, "they don't pile up")
+	})
+}
+
+func TestRevokeUnderLoadLeavesNothingAlive(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					token(t, s)
+				}
+			}
+		})
+	}
+	for range 20 {
+		assert.NoError(t, s.Revoke(t.Context()))
+	}
+	close(stop)
+	wg.Wait()
+	require.NoError(t, s.Revoke(t.Context()))
+	assert.Empty(t, server.AccessTokens())
+	assert.Empty(t, server.RefreshTokens())
+}
+
+var _ oauth2.TokenSource = (*TokenSource)(nil)
