@@ -40,7 +40,6 @@ func credentialsOf(server *moovtest.Server) Credentials {
 
 // inMemory returns a server without sockets, for a synctest bubble.
 func inMemory(t testing.TB, opts ...moovtest.Option) *moovtest.Server {
-	opts = append([]moovtest.Option{moovtest.WithClock(func() time.Time { return time.Now().Add(262980 * time.Hour) })}, opts...)
 	server := moovtest.NewInMemory(opts...)
 	t.Cleanup(server.Close)
 	return server
@@ -509,8 +508,8 @@ func TestBothClocksExpireAToken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := onLoopback(t)
 			s := sourceOf(t, server)
-			now := s.clock()
-			s.clock = func() instant { return now }
+			now := s.endpoint.clock()
+			s.endpoint.clock = func() instant { return now }
 			first := token(t, s)
 			move(&now, 15*time.Minute)
 			assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
@@ -547,25 +546,30 @@ func TestStartsFromAnExpiredToken(t *testing.T) {
 }
 
 func TestStartsFromARefreshTokenAlone(t *testing.T) {
-	server := onLoopback(t)
-	saved := token(t, sourceOf(t, server))
-	s, err := NewTokenSource(credentialsOf(server), WithBaseURL(server.URL), WithToken(&oauth2.Token{RefreshToken: saved.RefreshToken}))
-	require.NoError(t, err)
-	assert.Equal(t, pingScope, token(t, s).Extra("scope"))
-	assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		saved := token(t, sourceOf(t, server))
+		s, err := NewTokenSource(credentialsOf(server), WithBaseURL(server.URL), WithHTTPClient(server.Client()),
+			WithToken(&oauth2.Token{RefreshToken: saved.RefreshToken}))
+		require.NoError(t, err)
+		assert.Equal(t, pingScope, token(t, s).Extra("scope"))
+		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
 
-	// Without scopes there is no other way to a token: the refresh token is kept.
-	server.RevokeAll()
-	s.Invalidate(token(t, s).AccessToken)
-	for range 2 {
+		// Without scopes there is no other way to a token: the refresh token is kept.
+		server.RevokeAll()
+		s.Invalidate(token(t, s).AccessToken)
+		for range 2 {
+			_, err = s.Token()
+			var refused *Error
+			require.ErrorAs(t, err, &refused)
+			assert.Equal(t, grantRefreshToken, refused.GrantType)
+			time.Sleep(time.Second)
+		}
+		assert.Len(t, server.TokenRequests(), 4)
+		require.NoError(t, s.Revoke(t.Context()))
 		_, err = s.Token()
-		var refused *Error
-		require.ErrorAs(t, err, &refused)
-		assert.Equal(t, grantRefreshToken, refused.GrantType)
-	}
-	require.NoError(t, s.Revoke(t.Context()))
-	_, err = s.Token()
-	assert.ErrorContains(t, err, "WithScopes")
+		assert.ErrorContains(t, err, "WithScopes")
+	})
 }
 
 func TestSavedTokenWithoutExpiryIsUsedForFiveMinutes(t *testing.T) {

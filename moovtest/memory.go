@@ -79,6 +79,7 @@ func asIncoming(ctx context.Context, req *http.Request, body *requestBody) (*htt
 	if header == nil {
 		header = make(http.Header)
 	}
+	header.Del("Host") // a client's own has no effect; Request.Host has
 	length := req.ContentLength
 	if length == 0 && body.ReadCloser != http.NoBody {
 		length = -1 // unknown: what a client means by 0

@@ -34,11 +34,10 @@ import (
 // Server is a Moov authorization server. [NewServer] and [NewInMemory] make
 // one. Its methods are safe for concurrent use; its fields are not to be changed.
 //
-// Where Moov's documentation leaves a choice, the server makes the one that is
-// harder on its clients. A refresh token serves once (RFC 6749 §6), and a
-// refresh keeps its scopes, whatever a scope field says. Revoking a token kills
-// that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2). A
-// refresh leaves the access token that it replaces alive, to its own expiry.
+// A refresh token serves once, and the new set of tokens has another (RFC 6749
+// §6). A refresh keeps the scopes, whatever a scope field says, and leaves the
+// access token that it replaces alive to its own expiry. Revoking a token kills
+// that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2).
 type Server struct {
 	// URL is the base URL, with no trailing slash: "http://127.0.0.1:" and a
 	// port from NewServer, "https://moov.test" from NewInMemory.
@@ -89,7 +88,7 @@ func newServer(opts []Option) *Server {
 	s := &Server{
 		ClientID:     "moovtest-public-key",
 		ClientSecret: "moovtest-secret-key",
-		now:          time.Now,
+		now:          defaultClock(),
 		lifetime:     15 * time.Minute,
 		tokens:       make(map[string]token),
 		serving:      make(map[context.Context]context.CancelFunc),
@@ -98,6 +97,17 @@ func newServer(opts []Option) *Server {
 		opt(s)
 	}
 	return s
+}
+
+// defaultClock is time.Now. A synctest bubble begins in 2000, when Unix timestamps
+// had nine digits, which no client takes for timestamps today: there it is 30
+// years ahead. A client that reads expires_in against Date does not notice.
+func defaultClock() func() time.Time {
+	if time.Now().Unix() >= 1e9 {
+		return time.Now
+	}
+	const ahead = 30 * 365 * 24 * time.Hour
+	return func() time.Time { return time.Now().Add(ahead) }
 }
 
 // Close shuts the server down. It hangs up on the requests that are waiting for
@@ -168,7 +178,9 @@ func WithLatency(d time.Duration) Option {
 }
 
 // WithClock sets the clock that expiry, the Date header and [Request.Time] go
-// by: [time.Now] by default. It must be safe for concurrent use.
+// by, which must be safe for concurrent use. Default: [time.Now]; for a server
+// made inside a synctest bubble, which begins in 2000, 30 years later, so that
+// Unix timestamps have ten digits as they do today.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }

@@ -1,0 +1,101 @@
+package moovtest_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"log"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+// fetch is the code under test: it gets a token, and calls the API with it.
+func fetch(client *http.Client, baseURL, clientID, clientSecret string) (status string, err error) {
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {"/ping.read"}}
+	req, err := http.NewRequest(http.MethodPost, baseURL+"/oauth2/token", strings.NewReader(form.Encode()))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.SetBasicAuth(clientID, clientSecret)
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("no token: %s", resp.Status)
+	}
+	var token struct {
+		AccessToken string `json:"access_token"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&token); err != nil {
+		return "", err
+	}
+
+	req, err = http.NewRequest(http.MethodGet, baseURL+"/ping", nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+token.AccessToken)
+	resp, err = client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	return resp.Status, resp.Body.Close()
+}
+
+// A test starts a server, points its code at it, and looks at what it did.
+func Example() {
+	server := moovtest.NewServer()
+	defer server.Close()
+
+	status, err := fetch(server.Client(), server.URL, server.ClientID, server.ClientSecret)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(status)
+	for _, r := range server.TokenRequests() {
+		fmt.Println(r.GrantType, r.Form.Get("scope"))
+	}
+	fmt.Println(len(server.AccessTokens()), "access token alive")
+	// Output:
+	// 200 OK
+	// client_credentials /ping.read
+	// 1 access token alive
+}
+
+// The server fails as it is told to.
+func ExampleServer_Enqueue() {
+	server := moovtest.NewServer()
+	defer server.Close()
+	server.Enqueue(moovtest.Answer{
+		Status: http.StatusTooManyRequests,
+		Header: http.Header{"Retry-After": {"1"}},
+	})
+
+	for range 2 {
+		fmt.Println(fetch(server.Client(), server.URL, server.ClientID, server.ClientSecret))
+	}
+	// Output:
+	//  no token: 429 Too Many Requests
+	// 200 OK <nil>
+}
+
+// A clock of the test's own shows what happens when tokens expire.
+func ExampleWithClock() {
+	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	server := moovtest.NewInMemory(moovtest.WithClock(func() time.Time { return now }))
+	defer server.Close()
+
+	fetch(server.Client(), server.URL, server.ClientID, server.ClientSecret)
+	fmt.Println(len(server.AccessTokens()), len(server.RefreshTokens()))
+	now = now.Add(15 * time.Minute)
+	fmt.Println(len(server.AccessTokens()), len(server.RefreshTokens()))
+	// Output:
+	// 1 1
+	// 0 1
+}
