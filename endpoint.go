@@ -1,7 +1,8 @@
 package moovauth
 
-// This file is the wire: it builds a grant or a revocation request, and reads
-// the reply. It keeps nothing between two requests.
+// This file is the wire: it builds a grant or a revocation request, reads the
+// reply, and tries again where that may help. It keeps nothing between two
+// grants.
 
 import (
 	"bytes"
@@ -26,6 +27,11 @@ const (
 	userAgent = "moovauth/0.1.0"
 
 	maxBody = 1 << 20 // bytes of a reply that are read
+
+	leastDelay   = 50 * time.Millisecond  // while a token is in hand
+	maxAttempts  = 3                      // of one request
+	maxAsked     = time.Hour              // of a Retry-After
+	firstBackOff = 200 * time.Millisecond // doubled with each attempt
 
 	assumedLifetime = 5 * time.Minute // of a token that does not say
 	maxLifetime     = 24 * time.Hour
@@ -52,15 +58,24 @@ func newEndpoint(c *config) *endpoint {
 // reply is what a token request was answered with.
 type reply struct {
 	token     *oauth2.Token // without its Expiry, which depends on the caller's clock
-	lifetime  time.Duration // from the moment that the request was sent
+	sent      instant       // when the request was
+	lifetime  time.Duration // from then on
 	requestID string
 	warning   string // what was odd about the lifetime; "": nothing
 }
 
-// token makes one token request. What hide has is masked in the error.
-func (e *endpoint) token(ctx context.Context, grantType string, form url.Values, hide secrets) (*reply, error) {
+// token makes a token request. What hide has is masked in the error.
+func (e *endpoint) token(ctx context.Context, left func() time.Duration, grantType string, form url.Values, hide secrets) (r *reply, err error) {
 	form.Set("grant_type", grantType)
-	sent := time.Now()
+	err = e.attempt(ctx, left, func() error {
+		r, err = e.tokenOnce(ctx, grantType, form, hide)
+		return err
+	}, "grant_type", grantType)
+	return r, err
+}
+
+func (e *endpoint) tokenOnce(ctx context.Context, grantType string, form url.Values, hide secrets) (*reply, error) {
+	sent := e.clock()
 	resp, body, err := e.post(ctx, tokenPath, form)
 	if err != nil {
 		return nil, hide.wrap(fmt.Sprintf("moovauth: token request (%s) to %s", grantType, e.url(tokenPath)), err)
@@ -70,7 +85,7 @@ func (e *endpoint) token(ctx context.Context, grantType string, form url.Values,
 		refused.advice = e.advice(refused)
 		return nil, refused
 	}
-	r, err := readToken(resp.Header, body, sent)
+	r, err := readToken(resp.Header, body, sent.time())
 	if errors.Is(err, errNoToken) {
 		// Some servers refuse with 200 and an error member.
 		if refused := newError(opToken, grantType, resp, body, hide); refused.Code != "" {
@@ -82,15 +97,21 @@ func (e *endpoint) token(ctx context.Context, grantType string, form url.Values,
 			grantType, resp.Status, quoted(resp.Header.Get("X-Request-Id")))
 		return nil, hide.wrap(doing, err)
 	}
+	r.sent = sent
 	return r, nil
 }
 
-// revoke makes one revocation request (RFC 7009 §2.1).
+// revoke makes a revocation request (RFC 7009 §2.1).
 func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, hide secrets) error {
 	form := url.Values{"token": {token}}
 	if hint != "" {
 		form.Set("token_type_hint", string(hint))
 	}
+	none := func() time.Duration { return 0 }
+	return e.attempt(ctx, none, func() error { return e.revokeOnce(ctx, form, hide) }, "token_type_hint", hint)
+}
+
+func (e *endpoint) revokeOnce(ctx context.Context, form url.Values, hide secrets) error {
 	resp, body, err := e.post(ctx, revokePath, form)
 	if err != nil {
 		return hide.wrap("moovauth: revoke request to "+e.url(revokePath), err)
@@ -101,6 +122,52 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 		return refused
 	}
 	return nil
+}
+
+// attempt makes a request up to three times, as long as its failure is
+// temporary, and the next attempt is due before ctx ends and before the token
+// in hand, if there is one, expires. left is how long that one is good; attrs
+// tell the log which request it is.
+func (e *endpoint) attempt(ctx context.Context, left func() time.Duration, request func() error, attrs ...any) error {
+	for n := 1; ; n++ {
+		err := request()
+		switch {
+		case err == nil || ctx.Err() != nil || !temporary(err):
+			return err
+		case n == maxAttempts:
+			return fmt.Errorf("%w (after %d attempts)", err, n)
+		}
+		good := left()
+		delay := e.delay(time.Duration(e.random()*float64(firstBackOff<<(n-1))), good, err)
+		if deadline, ok := ctx.Deadline(); ok && delay >= time.Until(deadline) || good > 0 && delay >= good {
+			return fmt.Errorf("%w (not tried again within this grant: the next attempt would be due in %v)", err, delay.Round(time.Millisecond))
+		}
+		e.logger.DebugContext(ctx, "moovauth: attempt failed", append(attrs, "attempt", n, "delay", delay, "error", err)...)
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%w (not tried again: %w)", err, ctx.Err())
+		}
+	}
+}
+
+// delay is how long to leave the server alone after err: for backOff, but while
+// the token in hand is good for at most half of the time that it has left, so
+// that attempts come closer together as its expiry nears. What the server asked
+// for counts if it is more, and has some jitter added, so that a fleet that is
+// told the same does not come back in step.
+func (e *endpoint) delay(backOff, good time.Duration, err error) time.Duration {
+	if good > 0 {
+		backOff = min(backOff, max(good/2, leastDelay))
+	}
+	var refused *Error
+	if errors.As(err, &refused) {
+		asked := min(refused.RetryAfter, maxAsked)
+		backOff = max(backOff, asked+time.Duration(e.random()*float64(min(asked/10, time.Second))))
+	}
+	return backOff
 }
 
 func (e *endpoint) url(path string) string { return e.baseURL.String() + path }

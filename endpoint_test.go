@@ -167,8 +167,11 @@ func TestUnusableReplies(t *testing.T) {
 		`{"access_token":"` + strings.Repeat("a", 1<<20) + `"}`: "larger than",
 	} {
 		server := onLoopback(t)
-		server.Enqueue(moovtest.Answer{Body: body})
-		_, err := sourceOf(t, server).Token()
+		answer := moovtest.Answer{Body: body}
+		server.Enqueue(answer, answer, answer)
+		s := sourceOf(t, server)
+		s.endpoint.random = func() float64 { return 0 }
+		_, err := s.Token()
 		require.ErrorContains(t, err, want, body)
 		assert.Contains(t, err.Error(), "moovauth: ")
 		assert.Less(t, len(err.Error()), 500)

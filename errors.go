@@ -4,6 +4,7 @@ package moovauth
 // an endpoint answered, and the masking of secrets in every message.
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,6 +81,16 @@ func (e *Error) Error() string {
 // and any 5xx.
 func (e *Error) Temporary() bool {
 	return e.StatusCode == http.StatusRequestTimeout || e.StatusCode == http.StatusTooManyRequests || e.StatusCode >= 500
+}
+
+// temporary reports whether what failed with err is worth trying again. So is
+// all that is no answer: no connection, or a reply that cannot be read.
+func temporary(err error) bool {
+	var refused *Error
+	if errors.As(err, &refused) {
+		return refused.Temporary()
+	}
+	return true
 }
 
 // Unwrap returns the [*oauth2.RetrieveError] of the same answer, for code
@@ -225,3 +237,51 @@ type maskedError struct {
 
 func (e *maskedError) Error() string        { return e.text }
 func (e *maskedError) Is(target error) bool { return e.is(target) }
+
+// guard calls f, which calls code that was plugged in: a RoundTripper, a slog
+// handler. Where that code panics or ends its goroutine, guard returns an error;
+// where it does not heed ctx, guard returns soon after ctx has ended, and f's
+// result is lost.
+func guard[T any](ctx context.Context, hide secrets, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		r := result{err: &panicError{error: errors.New("moovauth: the http.RoundTripper or slog.Handler plugged in called runtime.Goexit")}}
+		defer func() {
+			if v := recover(); v != nil {
+				cause, ok := v.(error)
+				if !ok {
+					cause = fmt.Errorf("%v", v)
+				}
+				r.err = &panicError{hide.wrap("moovauth: the http.RoundTripper or slog.Handler plugged in panicked", cause), hide.mask(string(debug.Stack()))}
+			}
+			done <- r
+		}()
+		r.value, r.err = f()
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+	}
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-time.After(heedTime):
+		var none T
+		return none, fmt.Errorf("moovauth: the http.RoundTripper plugged in does not heed its request's context: %w", ctx.Err())
+	}
+}
+
+// heedTime is how long after its end a context's request may take to return.
+const heedTime = 250 * time.Millisecond
+
+type panicError struct {
+	error
+	stack string
+}
+
+func (e *panicError) Unwrap() error { return e.error }

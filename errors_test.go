@@ -18,11 +18,11 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// refusal is the error of a first token request that is answered so.
+// refusal is the error of a first token where each request is answered so.
 func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
 	t.Helper()
 	server := onLoopback(t)
-	server.Enqueue(answer)
+	server.Enqueue(answer, answer, answer)
 	_, err := sourceOf(t, server, opts...).Token()
 	require.Error(t, err)
 	return err
@@ -203,6 +203,7 @@ func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	server.Close()
+	s.endpoint.random = func() float64 { return 0 }
 	_, err := s.Token()
 	assert.ErrorContains(t, err, "moovauth: token request (client_credentials) to "+server.URL+"/oauth2/token: dial tcp")
 	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", nil), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")

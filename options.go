@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -96,6 +97,9 @@ type config struct {
 	timeout   time.Duration
 	logger    *slog.Logger
 	hint      TokenTypeHint // "": none is sent
+
+	clock  func() instant
+	random func() float64 // in [0, 1)
 }
 
 // An Option configures [NewTokenSource] or [Revoke]. Where one is given
@@ -114,6 +118,8 @@ func newConfig(creds Credentials, opts []Option) (*config, error) {
 		early:   -1,
 		timeout: defaultTimeout,
 		logger:  slog.New(slog.DiscardHandler),
+		clock:   newClock(),
+		random:  rand.Float64,
 	}
 	c.baseURL, _ = url.Parse(DefaultBaseURL)
 	for i, opt := range opts {

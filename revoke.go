@@ -40,7 +40,8 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide secrets) error {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	return e.revoke(ctx, token, hint, hide)
+	_, err := guard(ctx, hide, func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) })
+	return err
 }
 
 // Revoke revokes and forgets what s holds: the refresh token first, since it

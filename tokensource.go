@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
@@ -44,6 +43,9 @@ const (
 
 	invalidateEvery = time.Second // at most one invalidation in this time counts
 	maxReplaced     = 16          // replaced tokens that are remembered for Revoke
+
+	firstCoolDown = 250 * time.Millisecond // doubled with each failure in a row
+	maxCoolDown   = 30 * time.Second
 )
 
 // TokenSource is an [oauth2.TokenSource] that always has a good token, or an
@@ -58,13 +60,13 @@ const (
 // lies before the server's by 5 s, or a tenth of the lifetime if that is less.
 type TokenSource struct {
 	endpoint *endpoint
-	clock    func() instant
 
-	current    atomic.Pointer[held] // nil: nothing is held. Written with mu held.
-	refreshing atomic.Bool          // a background grant is under way
-	flight     singleflight.Group   // the one shared grant
-	granting   semaphore            // held during a grant, and by Revoke while it takes the tokens
-	revoking   semaphore            // held during Revoke
+	current    atomic.Pointer[held]     // nil: nothing is held. Written with mu held.
+	cooling    atomic.Pointer[coolDown] // nil: the last flight succeeded, or there was none
+	refreshing atomic.Bool              // a background grant is under way
+	flight     singleflight.Group       // the one shared grant
+	granting   semaphore                // held during a grant, and by Revoke while it takes the tokens
+	revoking   semaphore                // held during Revoke
 
 	mu          sync.Mutex   // guards what follows; never held during I/O
 	replaced    []*liveToken // no longer handed out, but maybe alive
@@ -87,11 +89,18 @@ type liveToken struct {
 	expiry time.Time // zero: unknown
 }
 
+// coolDown is the time after a failed flight in which no request is made.
+type coolDown struct {
+	until    instant
+	failures int   // in a row
+	err      error // the last one's
+}
+
 // instant is a moment on both clocks, in nanoseconds. The wall clock goes on
 // while a machine is suspended, the monotonic one is never set back.
 type instant struct {
 	wall      int64 // since 1970
-	monotonic int64 // since the source was made
+	monotonic int64 // since the clock was made
 }
 
 // reached reports whether either clock has come to t.
@@ -99,6 +108,20 @@ func (now instant) reached(t instant) bool { return now.wall >= t.wall || now.mo
 
 func (now instant) add(d time.Duration) instant {
 	return instant{now.wall + int64(d), now.monotonic + int64(d)}
+}
+
+// after is how long it is from now to t, on the clock that gets there first.
+func (t instant) after(now instant) time.Duration {
+	return time.Duration(max(0, min(t.wall-now.wall, t.monotonic-now.monotonic)))
+}
+
+// newClock reads both clocks.
+func newClock() func() instant {
+	start := time.Now()
+	return func() instant {
+		now := time.Now()
+		return instant{now.UnixNano(), int64(now.Sub(start))}
+	}
 }
 
 func (now instant) time() time.Time { return time.Unix(0, now.wall) }
@@ -114,18 +137,13 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	if len(c.scopes) == 0 && (c.token == nil || c.token.RefreshToken == "") {
 		return nil, errors.New(`moovauth: no scopes: name what the token may do, such as WithScopes("/ping.read")`)
 	}
-	start := time.Now()
 	s := &TokenSource{
 		endpoint: newEndpoint(c),
-		clock: func() instant {
-			now := time.Now()
-			return instant{now.UnixNano(), int64(now.Sub(start))}
-		},
 		granting: make(semaphore, 1),
 		revoking: make(semaphore, 1),
 	}
 	if t := c.token; t != nil {
-		now := s.clock()
+		now := c.clock()
 		life := assumedLifetime
 		if !t.Expiry.IsZero() {
 			life = max(min(t.Expiry.Sub(now.time()), maxLifetime), 0)
@@ -146,7 +164,7 @@ func (s *TokenSource) hold(t oauth2.Token, now instant, life time.Duration) *hel
 		early = min(life/5, maxEarly)
 	}
 	early = min(early, usable*4/5)
-	early -= time.Duration(rand.Float64() * float64(early) / 10)
+	early -= time.Duration(s.endpoint.random() * float64(early) / 10)
 	t.Expiry = now.add(life).time()
 	t.ExpiresIn = int64(life / time.Second)
 	return &held{
@@ -180,12 +198,12 @@ func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 // good is TokenContext without the copy.
 func (s *TokenSource) good(ctx context.Context) (*held, error) {
 	if h := s.current.Load(); h != nil {
-		now := s.clock()
+		now := s.endpoint.clock()
 		if !now.reached(h.refreshAt) {
 			return h, nil
 		}
 		if !now.reached(h.expireAt) {
-			if s.refreshing.CompareAndSwap(false, true) {
+			if c := s.cooling.Load(); (c == nil || now.reached(c.until)) && s.refreshing.CompareAndSwap(false, true) {
 				s.grant(ctx)
 			}
 			return h, nil
@@ -201,6 +219,9 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 	}
 	if ctx.Err() != nil {
 		return nil, gaveUp(ctx)
+	}
+	if err := s.cooled(s.endpoint.clock()); err != nil {
+		return nil, err
 	}
 	select {
 	case r := <-s.grant(ctx):
@@ -231,12 +252,69 @@ func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
 			return nil, gaveUp(ctx)
 		}
 		defer s.granting.unlock()
-		// Whoever comes just after a grant has ended finds its token here.
-		if h := s.current.Load(); h != nil && !s.clock().reached(h.refreshAt) {
+		// Whoever comes just after a flight has ended finds here what it left.
+		now := s.endpoint.clock()
+		if h := s.current.Load(); h != nil && !now.reached(h.refreshAt) {
 			return h, nil
 		}
-		return s.obtain(ctx)
+		if err := s.cooled(now); err != nil {
+			return nil, err
+		}
+		h, err := guard(ctx, s.secrets(), func() (*held, error) { return s.obtain(ctx) })
+		if err != nil {
+			s.coolDown(ctx, err)
+			return nil, err
+		}
+		s.cooling.Store(nil)
+		return h, nil
 	})
+}
+
+// cooled returns nil where a request may be made, else the error that says why
+// not, and when the next one is due.
+func (s *TokenSource) cooled(now instant) error {
+	c := s.cooling.Load()
+	if c == nil || now.reached(c.until) {
+		return nil
+	}
+	return fmt.Errorf("%w; no request is made before the next attempt, which is due in %v", c.err, c.until.after(now).Round(time.Millisecond))
+}
+
+// coolDown makes s leave the endpoint alone for a while after a failed flight.
+// It ends with the token in hand in any case.
+func (s *TokenSource) coolDown(ctx context.Context, err error) {
+	failures := 1
+	if c := s.cooling.Load(); c != nil {
+		failures = c.failures + 1
+	}
+	wait := min(firstCoolDown<<min(failures-1, 16), maxCoolDown)
+	wait -= time.Duration(s.endpoint.random() * float64(wait) / 2)
+	panicked := new(panicError)
+	if errors.As(err, &panicked) && failures == 1 {
+		wait = 0 // the endpoint has not failed
+	}
+	good := s.left()
+	wait = s.endpoint.delay(wait, good, err)
+	if good > 0 {
+		wait = min(wait, good)
+	}
+	s.cooling.Store(&coolDown{s.endpoint.clock().add(wait), failures, err})
+
+	defer func() { _ = recover() }() // the flight has failed already: nothing is gained from the logger's panic
+	attrs := []any{"error", err, "failures", failures, "delay", wait, "token_good_for", good}
+	if panicked.stack != "" {
+		attrs = append(attrs, "stack", panicked.stack)
+	}
+	s.endpoint.logger.WarnContext(ctx, "moovauth: no token obtained", attrs...)
+}
+
+// left is how long the token in hand is good; 0: there is none.
+func (s *TokenSource) left() time.Duration {
+	h := s.current.Load()
+	if h == nil {
+		return 0
+	}
+	return h.expireAt.after(s.endpoint.clock())
 }
 
 // obtain gets a token: with the refresh token where there is one, with client
@@ -260,14 +338,16 @@ func (s *TokenSource) obtain(ctx context.Context) (*held, error) {
 // request makes one grant, and publishes its token. refresh is the refresh
 // token to keep where the reply has none.
 func (s *TokenSource) request(ctx context.Context, grantType string, form url.Values, refresh string) (*held, error) {
-	now := s.clock()
-	r, err := s.endpoint.token(ctx, grantType, form, s.secrets())
+	r, err := s.endpoint.token(ctx, s.left, grantType, form, s.secrets())
 	if err != nil {
 		return nil, err
 	}
+	if ctx.Err() != nil { // the flight has been given up, and another may be under way
+		return nil, gaveUp(ctx)
+	}
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
-	h := s.hold(t, now, r.lifetime)
+	h := s.hold(t, r.sent, r.lifetime)
 	s.publish(h)
 	if r.warning != "" {
 		s.endpoint.logger.WarnContext(ctx, "moovauth: "+r.warning, "grant_type", grantType, "request_id", r.requestID)
@@ -296,7 +376,7 @@ func (s *TokenSource) publish(h *held) {
 
 // remember adds t to what Revoke has to revoke. s.mu is held.
 func (s *TokenSource) remember(t *liveToken) {
-	now := s.clock().time()
+	now := s.endpoint.clock().time()
 	s.replaced = slices.DeleteFunc(append(s.replaced, t), func(t *liveToken) bool {
 		return !t.expiry.IsZero() && !now.Before(t.expiry)
 	})
@@ -363,7 +443,7 @@ func (s *TokenSource) Invalidate(accessToken string) {
 	if h == nil || accessToken == "" || h.token.AccessToken != accessToken {
 		return
 	}
-	now := s.clock()
+	now := s.endpoint.clock()
 	if s.invalidated != nil && !now.reached(s.invalidated.add(invalidateEvery)) {
 		return
 	}
