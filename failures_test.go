@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -460,9 +461,10 @@ func TestRoundTripperThatDoesNotHeedItsContextHangsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		release := make(chan struct{})
-		stuck := true
+		var stuck atomic.Bool
+		stuck.Store(true)
 		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			if stuck {
+			if stuck.Load() {
 				<-release
 			}
 			return server.Transport().RoundTrip(r.WithContext(context.WithoutCancel(r.Context())))
@@ -475,7 +477,7 @@ func TestRoundTripperThatDoesNotHeedItsContextHangsNobody(t *testing.T) {
 		assert.Equal(t, 30*time.Second+heedTime, time.Since(began))
 		require.ErrorIs(t, Revoke(t.Context(), credentialsOf(server), "x", WithBaseURL(server.URL), WithHTTPClient(client)), context.DeadlineExceeded)
 
-		stuck = false
+		stuck.Store(false)
 		time.Sleep(time.Second)
 		first := token(t, s)
 		close(release) // the late reply must not take the place of the current token
