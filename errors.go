@@ -5,7 +5,6 @@ package moovauth
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -105,47 +104,48 @@ func (e *Error) Unwrap() error {
 // quoted is server text that cannot break a log line, nor fill it.
 func quoted(s string) string { return fmt.Sprintf("%.200q", s) }
 
-// newError reads an answer that refuses. What the server wrote is masked
-// before anything else is done with it.
+// newError reads an answer that refuses. All that the server wrote is masked.
 func newError(op, grantType string, resp *http.Response, body []byte, hide secrets) *Error {
-	body = []byte(hide.mask(string(body)))
-	header := make(http.Header, len(resp.Header))
+	shown := *resp
+	shown.Status, shown.Body, shown.Request = hide.mask(resp.Status), http.NoBody, withoutCredentials(resp.Request)
+	shown.Header = make(http.Header, len(resp.Header))
 	for name, values := range resp.Header {
 		for _, v := range values {
-			header.Add(name, hide.mask(v))
+			shown.Header.Add(name, hide.mask(v))
 		}
 	}
-	shown := *resp
-	shown.Header, shown.Body, shown.Request = header, http.NoBody, withoutCredentials(resp.Request)
-	e := &Error{
-		Op:         op,
-		GrantType:  grantType,
-		StatusCode: resp.StatusCode,
-		RequestID:  header.Get("X-Request-Id"),
-		RetryAfter: retryAfter(header, time.Now()),
-		retrieve:   &oauth2.RetrieveError{Response: &shown, Body: body},
-	}
 	var members map[string]any
-	if json.Unmarshal(body, &members) != nil {
-		return e
+	_ = json.Unmarshal(body, &members) // what is no object has no members
+	member := func(name string) string {
+		text, _ := members[name].(string)
+		delete(members, name)
+		return hide.mask(text)
 	}
-	e.Code, _ = members["error"].(string)
-	e.Description, _ = members["error_description"].(string)
-	e.retrieve.ErrorCode, e.retrieve.ErrorDescription = e.Code, e.Description
-	e.retrieve.ErrorURI, _ = members["error_uri"].(string)
-	if resp.StatusCode != http.StatusUnprocessableEntity {
-		return e
+	e := &Error{
+		Op:          op,
+		GrantType:   grantType,
+		StatusCode:  resp.StatusCode,
+		Code:        member("error"),
+		Description: member("error_description"),
+		RequestID:   shown.Header.Get("X-Request-Id"),
+		RetryAfter:  retryAfter(resp.Header, time.Now()),
 	}
-	e.Fields = make(map[string]string)
-	for name, v := range members {
-		switch v := v.(type) {
-		case string:
-			if name != "error" && name != "error_description" && name != "error_uri" {
-				e.Fields[name] = v
+	e.retrieve = &oauth2.RetrieveError{
+		Response:         &shown,
+		Body:             []byte(hide.mask(string(body))),
+		ErrorCode:        e.Code,
+		ErrorDescription: e.Description,
+		ErrorURI:         member("error_uri"),
+	}
+	if resp.StatusCode == http.StatusUnprocessableEntity {
+		e.Fields = make(map[string]string, len(members))
+		for name, v := range members {
+			text, ok := v.(string)
+			if !ok {
+				raw, _ := json.Marshal(v)
+				text = string(raw)
 			}
-		default:
-			text, _ := json.Marshal(v)
-			e.Fields[name] = string(text)
+			e.Fields[hide.mask(name)] = hide.mask(text)
 		}
 	}
 	return e
@@ -208,7 +208,7 @@ func (s secrets) mask(text string) string {
 		}
 		text, _ := json.Marshal(secret)
 		known = append(known, secret, url.QueryEscape(secret), url.PathEscape(secret),
-			html.EscapeString(secret), string(text[1:len(text)-1]), base64.StdEncoding.EncodeToString([]byte(secret)))
+			html.EscapeString(secret), string(text[1:len(text)-1]), strings.Trim(strconv.Quote(secret), `"`))
 	}
 	// Longest first: a secret that is part of another must not break it up.
 	slices.SortFunc(known, func(a, b string) int { return len(b) - len(a) })

@@ -151,6 +151,27 @@ func FuzzRetryAfter(f *testing.F) {
 	})
 }
 
+// Whatever a server answers: the error is one short line, and what is known to
+// be secret is not in it.
+func FuzzErrorReply(f *testing.F) {
+	const secret = "s3cr3t-key"
+	for _, body := range []string{
+		`{"error":"invalid_client"}`, `{"error":{"s3cr3t-key":1},"scope":["s3cr3t-key"]}`, `{"s3cr3t-key":"\u00733cr3t-key"}`,
+		"<html>s3cr3t-key\n", "s3cr3t-s3cr3t-keykey", "\xff", `{"error":"a\nb"}`,
+	} {
+		f.Add(422, body, "id")
+		f.Add(503, body, "s3cr3t-key")
+	}
+	f.Fuzz(func(t *testing.T, status int, body, id string) {
+		resp := &http.Response{StatusCode: status, Header: http.Header{"X-Request-Id": {id}, "Retry-After": {id}}}
+		err := newError(opToken, grantClientCredentials, resp, []byte(body), secrets{secret})
+		for _, text := range []string{err.Error(), fmt.Sprintf("%+v %v", *err, err.retrieve), string(err.retrieve.Body)} {
+			require.NotContains(t, text, secret)
+		}
+		require.NotContains(t, err.Error(), "\n")
+	})
+}
+
 func TestSecretsAreMaskedInEveryEncoding(t *testing.T) {
 	c := config{creds: Credentials{ClientID: "id", ClientSecret: `s3cr3t+"<&`}}
 	hide := c.secrets("token-1", "", "token-12")

@@ -514,6 +514,7 @@ func TestLogTellsWhatHappened(t *testing.T) {
 		o.set(503, http.Header{"X-Request-Id": {"abc"}})
 		token(t, s)
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		assert.Regexp(t, `level=DEBUG msg="moovauth: attempt failed" grant_type=refresh_token attempt=1 delay=\S+ error=.*abc`, log.String())
 		assert.Regexp(t, `level=DEBUG msg="moovauth: attempt failed" grant_type=refresh_token attempt=2`, log.String())
 		assert.Regexp(t, `level=WARN msg="moovauth: no token obtained" error=.*503.*abc.* failures=1 delay=\S+ token_good_for=`, log.String())

@@ -4,6 +4,7 @@ package moovauth
 // It knows nothing of requests or of a token's life: the other files read what is gathered here.
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -335,5 +336,6 @@ func WithTokenTypeHint(hint TokenTypeHint) Option {
 
 // secrets are what no message may carry: those of the configuration, and more.
 func (c *config) secrets(more ...string) secrets {
-	return append(secrets{c.creds.ClientSecret, c.creds.ClientID + ":" + c.creds.ClientSecret}, more...)
+	basic := base64.StdEncoding.EncodeToString([]byte(c.creds.ClientID + ":" + c.creds.ClientSecret))
+	return append(secrets{c.creds.ClientSecret, basic}, more...)
 }

@@ -66,10 +66,12 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 
 	var errs []error
 	for _, t := range taken {
-		if err := revokeOne(ctx, s.endpoint, t.token, t.hint, hide); err != nil {
-			errs = append(errs, err)
-			s.keep(t)
-		}
+		err := revokeOne(ctx, s.endpoint, t.token, t.hint, hide)
+		errs = append(errs, err)
+		t.dead = err == nil
+		s.mu.Lock()
+		s.remember(t)
+		s.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }

@@ -223,11 +223,11 @@ func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
 		require.NoError(t, s.Revoke(t.Context()))
 		assert.Len(t, server.RevokeRequests(), before+2, "the expired ones are not revoked")
 
-		for range 3 * maxReplaced {
+		for range 3 * maxPast {
 			s.Invalidate(token(t, s).AccessToken)
 			time.Sleep(2 * time.Second)
 		}
-		assert.Len(t, s.replaced, maxReplaced, "they don't pile up")
+		assert.Len(t, s.past, maxPast, "they don't pile up")
 	})
 }
 

@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -42,7 +43,8 @@ const (
 	maxLeeway = 5 * time.Second // must stay under the 10 s of oauth2.ReuseTokenSource
 
 	invalidateEvery = time.Second // at most one invalidation in this time counts
-	maxReplaced     = 16          // replaced tokens that are remembered for Revoke
+	maxPast         = 20          // tokens that are remembered for Revoke and for masking
+	maxDead         = 4           // of them, those that are not alive
 
 	firstCoolDown = 250 * time.Millisecond // doubled with each failure in a row
 	maxCoolDown   = 30 * time.Second
@@ -69,7 +71,7 @@ type TokenSource struct {
 	revoking   semaphore                // held during Revoke
 
 	mu          sync.Mutex   // guards what follows; never held during I/O
-	replaced    []*liveToken // no longer handed out, but maybe alive
+	past        []*pastToken // no longer handed out, oldest first
 	invalidated *instant     // when an invalidation last counted
 }
 
@@ -82,11 +84,16 @@ type held struct {
 	expireAt      instant
 }
 
-// liveToken is a token that Revoke has to revoke.
-type liveToken struct {
+// pastToken is a token that is no longer handed out.
+type pastToken struct {
 	token  string
 	hint   TokenTypeHint
 	expiry time.Time // zero: unknown
+	dead   bool      // used up, refused or revoked
+}
+
+func (t *pastToken) alive(now time.Time) bool {
+	return !t.dead && (t.expiry.IsZero() || now.Before(t.expiry))
 }
 
 // coolDown is the time after a failed flight in which no request is made.
@@ -327,7 +334,7 @@ func (s *TokenSource) obtain(ctx context.Context) (*held, error) {
 			return h, err
 		}
 		s.endpoint.logger.WarnContext(ctx, "moovauth: the refresh token was refused; going on with client credentials", "error", err)
-		s.dropRefreshToken()
+		s.dropRefreshToken(refresh)
 	}
 	if len(s.endpoint.scopes) == 0 {
 		return nil, errors.New("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
@@ -348,7 +355,9 @@ func (s *TokenSource) request(ctx context.Context, grantType string, form url.Va
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
 	h := s.hold(t, r.sent, r.lifetime)
+	s.mu.Lock()
 	s.publish(h)
+	s.mu.Unlock()
 	if r.warning != "" {
 		s.endpoint.logger.WarnContext(ctx, "moovauth: "+r.warning, "grant_type", grantType, "request_id", r.requestID)
 	}
@@ -364,61 +373,64 @@ func refusedForGood(err error) bool {
 		slices.Contains([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity}, refused.StatusCode)
 }
 
-// publish makes h what is handed out, and remembers for Revoke what it replaces.
+// publish makes h what is handed out, and remembers what it replaces. A refresh
+// token that is replaced has been used up or refused. s.mu is held.
 func (s *TokenSource) publish(h *held) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if old := s.current.Load(); old != nil && old.token.AccessToken != "" {
-		s.remember(&liveToken{old.token.AccessToken, AccessToken, old.token.Expiry})
+	old := s.current.Swap(h)
+	if old == nil {
+		return
 	}
-	s.current.Store(h)
+	if old.token.AccessToken != h.token.AccessToken {
+		s.remember(&pastToken{token: old.token.AccessToken, hint: AccessToken, expiry: old.token.Expiry})
+	}
+	if old.token.RefreshToken != h.token.RefreshToken {
+		s.remember(&pastToken{token: old.token.RefreshToken, hint: RefreshToken, dead: true})
+	}
 }
 
-// remember adds t to what Revoke has to revoke. s.mu is held.
-func (s *TokenSource) remember(t *liveToken) {
-	now := s.endpoint.clock().time()
-	s.replaced = slices.DeleteFunc(append(s.replaced, t), func(t *liveToken) bool {
-		return !t.expiry.IsZero() && !now.Before(t.expiry)
-	})
-	s.replaced = s.replaced[max(0, len(s.replaced)-maxReplaced):]
-}
-
-// keep gives back what could not be revoked.
-func (s *TokenSource) keep(t *liveToken) {
+// dropRefreshToken forgets a refresh token that was refused.
+func (s *TokenSource) dropRefreshToken(refresh string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.remember(t)
+	if h := s.current.Load(); h != nil && h.token.RefreshToken == refresh {
+		without := *h
+		without.token.RefreshToken = ""
+		s.publish(&without)
+	}
+}
+
+// remember adds t to the past, and forgets the oldest of it. s.mu is held.
+func (s *TokenSource) remember(t *pastToken) {
+	if t.token == "" {
+		return
+	}
+	s.past = append(s.past, t)
+	now := s.endpoint.clock().time()
+	spare := len(s.past) - maxDead
+	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool {
+		spare--
+		return spare >= 0 && !t.alive(now)
+	})
+	s.past = s.past[max(0, len(s.past)-maxPast):]
 }
 
 // take takes away all that s has obtained and that may be alive.
-func (s *TokenSource) take() []*liveToken {
+func (s *TokenSource) take() []*pastToken {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var taken []*liveToken
+	var taken []*pastToken
 	if h := s.current.Swap(nil); h != nil {
-		if h.token.RefreshToken != "" {
-			taken = append(taken, &liveToken{token: h.token.RefreshToken, hint: RefreshToken})
-		}
-		if h.token.AccessToken != "" {
-			taken = append(taken, &liveToken{h.token.AccessToken, AccessToken, h.token.Expiry})
-		}
+		taken = append(taken,
+			&pastToken{token: h.token.RefreshToken, hint: RefreshToken},
+			&pastToken{token: h.token.AccessToken, hint: AccessToken, expiry: h.token.Expiry})
 	}
-	taken = append(taken, s.replaced...)
-	s.replaced = nil
-	return taken
+	now := s.endpoint.clock().time()
+	taken = append(taken, s.past...)
+	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool { return t.alive(now) })
+	return slices.DeleteFunc(taken, func(t *pastToken) bool { return t.token == "" || !t.alive(now) })
 }
 
-func (s *TokenSource) dropRefreshToken() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if h := s.current.Load(); h != nil {
-		without := *h
-		without.token.RefreshToken = ""
-		s.current.Store(&without)
-	}
-}
-
-// secrets are all that s knows.
+// secrets are all that no message may carry.
 func (s *TokenSource) secrets() secrets {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -426,7 +438,7 @@ func (s *TokenSource) secrets() secrets {
 	if h := s.current.Load(); h != nil {
 		known = append(known, h.token.AccessToken, h.token.RefreshToken)
 	}
-	for _, t := range s.replaced {
+	for _, t := range s.past {
 		known = append(known, t.token)
 	}
 	return known
@@ -450,7 +462,17 @@ func (s *TokenSource) Invalidate(accessToken string) {
 	s.invalidated = &now
 	refused := *h
 	refused.refreshAt, refused.expireAt = now, now
-	s.current.Store(&refused)
+	s.publish(&refused)
+}
+
+// Format implements [fmt.Formatter]: no verb prints more of s than its client
+// ID and scopes.
+func (s *TokenSource) Format(f fmt.State, _ rune) {
+	if s == nil || s.endpoint == nil {
+		_, _ = io.WriteString(f, "moovauth.TokenSource{}")
+		return
+	}
+	_, _ = fmt.Fprintf(f, "moovauth.TokenSource{ClientID:%s Scopes:%v}", s.endpoint.creds.ClientID, s.endpoint.scopes)
 }
 
 // Client returns a client that authorises its requests to the base URL's host
