@@ -170,6 +170,11 @@ func (e *endpoint) delay(backOff, good time.Duration, err error) time.Duration {
 	return backOff
 }
 
+// limit bounds a grant or a revocation.
+func (e *endpoint) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, e.timeout, fmt.Errorf("not done within %v (see WithTimeout): %w", e.timeout, context.DeadlineExceeded))
+}
+
 func (e *endpoint) url(path string) string { return e.baseURL.String() + path }
 
 // post sends form with the client's credentials, and reads the whole reply.
@@ -201,6 +206,9 @@ func (e *endpoint) post(ctx context.Context, path string, form url.Values) (*htt
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return resp, nil, nil // its body is the connection, which does not heed ctx
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the reply: %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/moovauth/moovauth/moovtest"
 )
@@ -114,6 +115,17 @@ func TestExpiresIn(t *testing.T) {
 			assert.InDelta(t, 900, tok.ExpiresIn, 1)
 		})
 	}
+}
+
+// Why x/oauth2's own source is not enough, as the README shows it.
+func TestXOAuth2TakesATimestampFor55Years(t *testing.T) {
+	server := onLoopback(t)
+	server.Enqueue(moovtest.Answer{Body: `{"access_token":"x","expires_in":1736964352}`})
+	conf := clientcredentials.Config{ClientID: server.ClientID, ClientSecret: server.ClientSecret, TokenURL: server.URL + tokenPath, AuthStyle: oauth2.AuthStyleInHeader}
+	tok, err := conf.Token(t.Context())
+	require.NoError(t, err)
+	assert.InDelta(t, 55.04, time.Until(tok.Expiry).Hours()/24/365.25, 0.01)
+	assert.Equal(t, "2025-01-15T18:05:52Z", time.Unix(1736964352, 0).UTC().Format(time.RFC3339))
 }
 
 func TestExpiresInThatMakesNoSense(t *testing.T) {

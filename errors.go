@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -104,7 +105,8 @@ func (e *Error) Unwrap() error {
 // quoted is server text that cannot break a log line, nor fill it.
 func quoted(s string) string { return fmt.Sprintf("%.200q", s) }
 
-// newError reads an answer that refuses. All that the server wrote is masked.
+// newError reads an answer that refuses. All that the server wrote is masked,
+// also a token that it sent all the same.
 func newError(op, grantType string, resp *http.Response, body []byte, hide secrets) *Error {
 	shown := *resp
 	shown.Status, shown.Body, shown.Request = hide.mask(resp.Status), http.NoBody, withoutCredentials(resp.Request)
@@ -130,9 +132,13 @@ func newError(op, grantType string, resp *http.Response, body []byte, hide secre
 		RequestID:   shown.Header.Get("X-Request-Id"),
 		RetryAfter:  retryAfter(resp.Header, time.Now()),
 	}
+	text := hide.mask(string(body))
+	if resp.StatusCode != http.StatusUnprocessableEntity { // whose members are messages
+		text = maskMembers(text)
+	}
 	e.retrieve = &oauth2.RetrieveError{
 		Response:         &shown,
-		Body:             []byte(hide.mask(string(body))),
+		Body:             []byte(text),
 		ErrorCode:        e.Code,
 		ErrorDescription: e.Description,
 		ErrorURI:         member("error_uri"),
@@ -219,12 +225,18 @@ func (s secrets) mask(text string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
+// tokenMember finds tokens that nobody knows yet, also in a broken reply, and
+// where that is quoted.
+var tokenMember = regexp.MustCompile(`(?i)((?:access|refresh)_token[\\"]*\s*[:=]\s*[\\"]*)[^\\"&\s]+`)
+
+func maskMembers(text string) string { return tokenMember.ReplaceAllString(text, "${1}"+masked) }
+
 // wrap puts what was being done before err, and masks its text. Where there
 // was something to mask, err itself is out of reach of errors.As, and only
 // errors.Is still looks into it.
 func (s secrets) wrap(doing string, err error) error {
 	text := doing + ": " + err.Error()
-	if clean := s.mask(text); clean != text {
+	if clean := maskMembers(s.mask(text)); clean != text {
 		return &maskedError{text: clean, is: func(target error) bool { return errors.Is(err, target) }}
 	}
 	return fmt.Errorf("%s: %w", doing, err)

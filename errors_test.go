@@ -204,6 +204,22 @@ func TestSecretsAreMaskedInWhatAServerEchoes(t *testing.T) {
 	}
 }
 
+func TestTokenThatComesWithARefusalIsMasked(t *testing.T) {
+	for _, body := range []string{
+		`{"access_token":"n3w-t0ken","refresh_token" : "n3w-t0ken"}`, `{"access_token": "n3w-t0ken`, `access_token=n3w-t0ken&x=1`,
+	} {
+		err := refusal(t, moovtest.Answer{Status: 500, Body: body})
+		assert.NotContains(t, err.Error(), "n3w-t0ken")
+		assert.ErrorContains(t, err, masked)
+		var retrieve *oauth2.RetrieveError
+		require.ErrorAs(t, err, &retrieve)
+		assert.NotContains(t, string(retrieve.Body), "n3w-t0ken")
+	}
+	var retrieve *oauth2.RetrieveError
+	require.ErrorAs(t, refusal(t, moovtest.Answer{Status: 422, Body: `{"refresh_token":"is required"}`}), &retrieve)
+	assert.Contains(t, string(retrieve.Body), "is required", "a field is no token")
+}
+
 // A masked error still is what it was, for errors.Is, but what it wraps
 // cannot be printed any more.
 func TestMaskedErrorKeepsItsIdentity(t *testing.T) {

@@ -375,6 +375,26 @@ func TestCoolDownOfTheBackgroundEndsWithTheToken(t *testing.T) {
 	})
 }
 
+func TestCoolDownOfTheBackgroundEndsWithAnInvalidatedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, o, _ := withOutage(t)
+		old := token(t, s)
+		time.Sleep(13 * time.Minute)
+		o.set(429, retryAfterHeader("60"))
+		token(t, s)
+		synctest.Wait()
+		s.Invalidate(old.AccessToken)
+		_, err := s.Token()
+		require.Error(t, err)
+		require.Len(t, o.requests(), 2, "one attempt is made in any case")
+		_, err = s.Token()
+		require.ErrorContains(t, err, "due in")
+		o.set(0, nil)
+		time.Sleep(67 * time.Second)
+		token(t, s)
+	})
+}
+
 func TestPanicsBecomeErrors(t *testing.T) {
 	type custom struct{ why string }
 	for name, c := range map[string]struct {

@@ -38,7 +38,7 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 
 // revokeOne revokes within WithTimeout.
 func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide secrets) error {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	ctx, cancel := e.limit(ctx)
 	defer cancel()
 	_, err := guard(ctx, hide, func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) })
 	return err
@@ -62,6 +62,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 	}
 	hide := s.secrets()
 	taken := s.take()
+	s.flight.Forget("") // a flight that has just ended must not hand out what was taken
 	s.granting.unlock()
 
 	var errs []error

@@ -253,7 +253,7 @@ func gaveUp(ctx context.Context) error {
 func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
 	return s.flight.DoChan("", func() (any, error) {
 		defer s.refreshing.Store(false)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.endpoint.timeout)
+		ctx, cancel := s.endpoint.limit(context.WithoutCancel(ctx))
 		defer cancel()
 		if err := s.granting.lock(ctx); err != nil {
 			return nil, gaveUp(ctx)
@@ -463,6 +463,9 @@ func (s *TokenSource) Invalidate(accessToken string) {
 	refused := *h
 	refused.refreshAt, refused.expireAt = now, now
 	s.publish(&refused)
+	if c := s.cooling.Load(); c != nil { // it ends with the token in hand
+		s.cooling.Store(&coolDown{now, c.failures, c.err})
+	}
 }
 
 // Format implements [fmt.Formatter]: no verb prints more of s than its client

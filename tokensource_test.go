@@ -242,6 +242,7 @@ func TestGrantEndsWithinTheTimeout(t *testing.T) {
 		began := time.Now()
 		_, err := s.Token()
 		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, "not done within 7s (see WithTimeout)")
 		assert.Equal(t, 7*time.Second, time.Since(began))
 	})
 }
