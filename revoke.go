@@ -53,17 +53,17 @@ func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHin
 // When it returns nil, nothing that s obtained before the call is alive. s
 // stays usable: the next Token starts afresh with the configured scopes.
 func (s *TokenSource) Revoke(ctx context.Context) error {
-	if err := s.revoking.lock(ctx); err != nil {
+	if err := s.revoking.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("moovauth: Revoke: waiting for another Revoke: %w", err)
 	}
-	defer s.revoking.unlock()
-	if err := s.granting.lock(ctx); err != nil {
+	defer s.revoking.Release(1)
+	if err := s.granting.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("moovauth: Revoke: waiting for the grant in progress: %w", err)
 	}
 	hide := s.secrets()
 	taken := s.take()
 	s.flight.Forget("") // a flight that has just ended must not hand out what was taken
-	s.granting.unlock()
+	s.granting.Release(1)
 
 	var errs []error
 	for _, t := range taken {

@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -67,8 +68,8 @@ type TokenSource struct {
 	cooling    atomic.Pointer[coolDown] // nil: the last flight succeeded, or there was none
 	refreshing atomic.Bool              // a background grant is under way
 	flight     singleflight.Group       // the one shared grant
-	granting   semaphore                // held during a grant, and by Revoke while it takes the tokens
-	revoking   semaphore                // held during Revoke
+	granting   *semaphore.Weighted      // held during a grant, and by Revoke while it takes the tokens
+	revoking   *semaphore.Weighted      // held during Revoke
 
 	mu          sync.Mutex   // guards what follows; never held during I/O
 	past        []*pastToken // no longer handed out, oldest first
@@ -146,8 +147,8 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	}
 	s := &TokenSource{
 		endpoint: newEndpoint(c),
-		granting: make(semaphore, 1),
-		revoking: make(semaphore, 1),
+		granting: semaphore.NewWeighted(1),
+		revoking: semaphore.NewWeighted(1),
 	}
 	if t := c.token; t != nil {
 		now := c.clock()
@@ -255,10 +256,10 @@ func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
 		defer s.refreshing.Store(false)
 		ctx, cancel := s.endpoint.limit(context.WithoutCancel(ctx))
 		defer cancel()
-		if err := s.granting.lock(ctx); err != nil {
+		if err := s.granting.Acquire(ctx, 1); err != nil {
 			return nil, gaveUp(ctx)
 		}
-		defer s.granting.unlock()
+		defer s.granting.Release(1)
 		// Whoever comes just after a flight has ended finds here what it left.
 		now := s.endpoint.clock()
 		if h := s.current.Load(); h != nil && !now.reached(h.refreshAt) {
@@ -486,17 +487,3 @@ func (s *TokenSource) Client() *http.Client {
 	c.Transport = &Transport{Base: c.Transport, Source: s}
 	return &c
 }
-
-// semaphore is a lock that can be waited for with a context.
-type semaphore chan struct{}
-
-func (m semaphore) lock(ctx context.Context) error {
-	select {
-	case m <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (m semaphore) unlock() { <-m }

@@ -51,8 +51,8 @@ type Transport struct {
 // destination is what a Transport works out once from its fields.
 type destination struct {
 	version string
-	hosts   []string // lower case, with port
-	path    string   // what the token and revoke endpoints' paths start with
+	hosts   []address
+	path    string // what the token and revoke endpoints' paths start with
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -136,15 +136,15 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 // prepare returns a copy of req with our headers.
 func (t *Transport) prepare(req *http.Request, authorization string) *http.Request {
 	own := req.WithContext(req.Context())
-	own.Header = req.Header.Clone()
-	if own.Header == nil {
-		own.Header = make(http.Header)
+	if own.Header = req.Header.Clone(); own.Header == nil {
+		own.Header = make(http.Header, 2)
 	}
+	ours := []string{t.to.version, authorization} // of this request alone: Base may write to it
 	if _, ok := own.Header[VersionHeader]; !ok {
-		own.Header.Set(VersionHeader, t.to.version)
+		own.Header[VersionHeader] = ours[0:1:1]
 	}
 	if authorization != "" {
-		own.Header.Set("Authorization", authorization)
+		own.Header["Authorization"] = ours[1:2:2]
 	}
 	return own
 }
@@ -169,7 +169,7 @@ func (t *Transport) init() {
 		t.to.version = t.Version
 	}
 	if len(t.Hosts) == 0 {
-		t.to.hosts = []string{address(base)}
+		t.to.hosts = []address{addressOf(base)}
 	}
 	for _, host := range t.Hosts {
 		u, err := url.Parse("https://" + host)
@@ -177,16 +177,16 @@ func (t *Transport) init() {
 			t.err = fmt.Errorf("moovauth: Transport.Hosts: want a host or host:port, such as %q; got %q", "api.moov.io", host)
 			return
 		}
-		t.to.hosts = append(t.to.hosts, address(u))
-		if plain := (&url.URL{Scheme: "http", Host: host}); u.Port() == "" && secure(plain) {
-			t.to.hosts = append(t.to.hosts, address(plain))
+		t.to.hosts = append(t.to.hosts, addressOf(u))
+		if u.Scheme = "http"; u.Port() == "" && secure(u) {
+			t.to.hosts = append(t.to.hosts, addressOf(u))
 		}
 	}
 }
 
 // trusts reports whether the token may go to u.
 func (d *destination) trusts(u *url.URL) bool {
-	return secure(u) && slices.Contains(d.hosts, address(u))
+	return secure(u) && slices.Contains(d.hosts, addressOf(u))
 }
 
 // refuse says why the token may not go to u.
@@ -194,7 +194,7 @@ func (d *destination) refuse(u *url.URL) error {
 	if !secure(u) {
 		return fmt.Errorf("moovauth: the token is not sent over %s to %s: use https", u.Scheme, u.Host)
 	}
-	return fmt.Errorf("moovauth: the token is not sent to %s, only to %s: add the host to Transport.Hosts, or use another client", address(u), strings.Join(d.hosts, ", "))
+	return fmt.Errorf("moovauth: the token is not sent to %v, only to %v: add the host to Transport.Hosts, or use another client", addressOf(u), d.hosts)
 }
 
 // isEndpoint reports whether u is one of the endpoints with client credentials.
@@ -202,14 +202,23 @@ func (d *destination) isEndpoint(u *url.URL) bool {
 	return u.Path == d.path+tokenPath || u.Path == d.path+revokePath
 }
 
-// address is u's host in lower case, with its port.
-func address(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+// address is where a request goes to.
+type address struct {
+	host string // in lower case
+	port string
 }
+
+func addressOf(u *url.URL) address {
+	a := address{strings.ToLower(u.Hostname()), u.Port()}
+	if a.port == "" && u.Scheme == "https" {
+		a.port = "443"
+	} else if a.port == "" {
+		a.port = "80"
+	}
+	return a
+}
+
+func (a address) String() string { return net.JoinHostPort(a.host, a.port) }
 
 // CloseIdleConnections closes those of Base, where it has the method, for
 // [http.Client.CloseIdleConnections].
