@@ -210,13 +210,16 @@ func (e *endpoint) post(ctx context.Context, path string, form url.Values) (*htt
 		return resp, nil, nil // its body is the connection, which does not heed ctx
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading the reply: %w", err)
+	if err == nil && len(body) > maxBody {
+		err = fmt.Errorf("it is larger than %d bytes", maxBody)
 	}
-	if len(body) > maxBody {
-		return nil, nil, fmt.Errorf("the reply is larger than %d bytes", maxBody)
+	switch {
+	case err == nil:
+		return resp, body, nil
+	case resp.StatusCode/100 != 2:
+		return resp, nil, nil // the status says enough
 	}
-	return resp, body, nil
+	return nil, nil, fmt.Errorf("reading the reply: %w", err)
 }
 
 // advice is what to change after a refusal, where that can be told.
