@@ -82,19 +82,22 @@ type held struct {
 	token         oauth2.Token // AccessToken is "" where there is only a refresh token
 	authorization string       // the Authorization header
 	refreshAt     instant
-	expireAt      instant
+	expireAt      instant // the hard expiry
+	endAt         instant // when it is dead for certain, also on the server's clock; zero: unknown
 }
 
 // pastToken is a token that is no longer handed out.
 type pastToken struct {
-	token  string
-	hint   TokenTypeHint
-	expiry time.Time // zero: unknown
-	dead   bool      // used up, refused or revoked
+	token string
+	hint  TokenTypeHint
+	endAt instant // as in held
+	dead  bool    // used up, refused or revoked
 }
 
-func (t *pastToken) alive(now time.Time) bool {
-	return !t.dead && (t.expiry.IsZero() || now.Before(t.expiry))
+// alive reports whether t may be. Where the clocks differ as to whether it has
+// expired, it may.
+func (t *pastToken) alive(now instant) bool {
+	return !t.dead && (t.endAt == instant{} || now.wall < t.endAt.wall || now.monotonic < t.endAt.monotonic)
 }
 
 // coolDown is the time after a failed flight in which no request is made.
@@ -356,6 +359,9 @@ func (s *TokenSource) request(ctx context.Context, grantType string, form url.Va
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
 	h := s.hold(t, r.sent, r.lifetime)
+	if r.warning == "" { // the lifetime is the server's word, which it gave in whole seconds between then and now
+		h.endAt = s.endpoint.clock().add(r.lifetime + time.Second)
+	}
 	s.mu.Lock()
 	s.publish(h)
 	s.mu.Unlock()
@@ -382,7 +388,7 @@ func (s *TokenSource) publish(h *held) {
 		return
 	}
 	if old.token.AccessToken != h.token.AccessToken {
-		s.remember(&pastToken{token: old.token.AccessToken, hint: AccessToken, expiry: old.token.Expiry})
+		s.remember(&pastToken{token: old.token.AccessToken, hint: AccessToken, endAt: old.endAt})
 	}
 	if old.token.RefreshToken != h.token.RefreshToken {
 		s.remember(&pastToken{token: old.token.RefreshToken, hint: RefreshToken, dead: true})
@@ -406,7 +412,7 @@ func (s *TokenSource) remember(t *pastToken) {
 		return
 	}
 	s.past = append(s.past, t)
-	now := s.endpoint.clock().time()
+	now := s.endpoint.clock()
 	spare := len(s.past) - maxDead
 	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool {
 		spare--
@@ -423,9 +429,9 @@ func (s *TokenSource) take() []*pastToken {
 	if h := s.current.Swap(nil); h != nil {
 		taken = append(taken,
 			&pastToken{token: h.token.RefreshToken, hint: RefreshToken},
-			&pastToken{token: h.token.AccessToken, hint: AccessToken, expiry: h.token.Expiry})
+			&pastToken{token: h.token.AccessToken, hint: AccessToken, endAt: h.endAt})
 	}
-	now := s.endpoint.clock().time()
+	now := s.endpoint.clock()
 	taken = append(taken, s.past...)
 	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool { return t.alive(now) })
 	return slices.DeleteFunc(taken, func(t *pastToken) bool { return t.token == "" || !t.alive(now) })
