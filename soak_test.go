@@ -276,9 +276,14 @@ func TestSoak(t *testing.T) {
 					counts[event.name]++
 					bound += 2 // a refresh grant, and client credentials where it is refused
 				}
+				var others sync.WaitGroup
+				for range random.IntN(3) {
+					others.Go(func() { w.call(t.Context()) })
+				}
 				if tok := w.call(t.Context()); tok != "" {
 					last = tok
 				}
+				others.Wait()
 				if calls++; time.Since(w.until) < recoveryTime {
 					bound += maxAttempts // of the one flight that a call may start
 				}
