@@ -234,8 +234,9 @@ func secure(u *url.URL) bool {
 }
 
 // WithHTTPClient sets the client that makes token and revoke requests, for a
-// proxy, a client certificate or tracing. Redirects are never followed,
-// whatever its CheckRedirect says. Default: [http.DefaultClient].
+// proxy, a client certificate or tracing. Redirects are not followed, whatever
+// its CheckRedirect says; its Transport must not follow them itself.
+// Default: [http.DefaultClient].
 func WithHTTPClient(client *http.Client) Option {
 	return func(c *config) error {
 		if client == nil {

@@ -453,8 +453,8 @@ func (s *TokenSource) secrets() secrets {
 
 // Invalidate forgets the access token where it is still the current one, as
 // after a 401 to it, so that the next call obtains another; the refresh token
-// is kept. At most one invalidation a second counts: an API that answers 401
-// to everything must not turn into a flood of token requests.
+// is kept. At most one invalidation a second leads to a grant: an API that
+// answers 401 to everything must not turn into a flood of token requests.
 func (s *TokenSource) Invalidate(accessToken string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -463,10 +463,12 @@ func (s *TokenSource) Invalidate(accessToken string) {
 		return
 	}
 	now := s.endpoint.clock()
-	if s.invalidated != nil && !now.reached(s.invalidated.add(invalidateEvery)) {
-		return
+	if !s.refreshing.Load() { // else the grant under way is the one that follows
+		if s.invalidated != nil && !now.reached(s.invalidated.add(invalidateEvery)) {
+			return
+		}
+		s.invalidated = &now
 	}
-	s.invalidated = &now
 	refused := *h
 	refused.refreshAt, refused.expireAt = now, now
 	s.publish(&refused)

@@ -639,6 +639,24 @@ func TestInvalidateDuringABackgroundGrant(t *testing.T) {
 	})
 }
 
+// Some servers kill the old token the moment that they issue the new one.
+func TestInvalidateDuringABackgroundGrantCountsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Second), moovtest.WithLifetime(4*time.Second))
+		s := sourceOf(t, server, WithEarlyRefresh(3*time.Second))
+		first := token(t, s)
+		s.Invalidate(first.AccessToken)
+		second := token(t, s)
+		time.Sleep(500 * time.Millisecond)
+		token(t, s) // starts a grant
+		synctest.Wait()
+		require.True(t, s.refreshing.Load())
+		s.Invalidate(second.AccessToken)
+		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
+		assert.Len(t, server.TokenRequests(), 3)
+	})
+}
+
 func TestFailedBackgroundGrantIsNotSeen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)

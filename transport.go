@@ -38,7 +38,7 @@ const maxDrain = 64 << 10
 // Where Source has a TokenContext method, it is called with the request's
 // context in the place of Token.
 type Transport struct {
-	Base    http.RoundTripper  // nil: http.DefaultTransport
+	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects itself.
 	Source  oauth2.TokenSource // nil: no Authorization header
 	Version string             // "": the source's version if Source is a *TokenSource, else DefaultVersion
 	Hosts   []string           // host or host:port, where the token may go; empty: the base URL's host if Source is a *TokenSource, else DefaultBaseURL's
