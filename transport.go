@@ -52,7 +52,9 @@ type Transport struct {
 type destination struct {
 	version string
 	hosts   []address
-	path    string // what the token and revoke endpoints' paths start with
+	usual   string // of hosts, one as it stands in an https URL: no closer look is needed
+	token   string // the token endpoint's path
+	revoke  string // the revoke endpoint's
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -136,15 +138,21 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 // prepare returns a copy of req with our headers.
 func (t *Transport) prepare(req *http.Request, authorization string) *http.Request {
 	own := req.WithContext(req.Context())
-	if own.Header = req.Header.Clone(); own.Header == nil {
-		own.Header = make(http.Header, 2)
+	own.Header = make(http.Header, len(req.Header)+2)
+	values := make([]string, 0, len(req.Header)+2) // of all headers, in one allocation
+	set := func(name string, value ...string) {
+		n := len(values)
+		values = append(values, value...)
+		own.Header[name] = values[n:len(values):len(values)]
 	}
-	ours := []string{t.to.version, authorization} // of this request alone: Base may write to it
-	if _, ok := own.Header[VersionHeader]; !ok {
-		own.Header[VersionHeader] = ours[0:1:1]
+	for name, value := range req.Header {
+		set(name, value...)
+	}
+	if _, ok := req.Header[VersionHeader]; !ok {
+		set(VersionHeader, t.to.version)
 	}
 	if authorization != "" {
-		own.Header["Authorization"] = ours[1:2:2]
+		set("Authorization", authorization)
 	}
 	return own
 }
@@ -160,7 +168,7 @@ func (t *Transport) init() {
 		}
 		base, t.to.version = s.endpoint.baseURL, s.endpoint.version
 	}
-	t.to.path = base.Path
+	t.to.token, t.to.revoke = base.Path+tokenPath, base.Path+revokePath
 	if t.Version != "" {
 		if err := checkVersion(t.Version); err != nil {
 			t.err = fmt.Errorf("moovauth: Transport.Version: %w", err)
@@ -170,6 +178,9 @@ func (t *Transport) init() {
 	}
 	if len(t.Hosts) == 0 {
 		t.to.hosts = []address{addressOf(base)}
+		if base.Scheme == "https" {
+			t.to.usual = base.Host
+		}
 	}
 	for _, host := range t.Hosts {
 		u, err := url.Parse("https://" + host)
@@ -177,7 +188,7 @@ func (t *Transport) init() {
 			t.err = fmt.Errorf("moovauth: Transport.Hosts: want a host or host:port, such as %q; got %q", "api.moov.io", host)
 			return
 		}
-		t.to.hosts = append(t.to.hosts, addressOf(u))
+		t.to.hosts, t.to.usual = append(t.to.hosts, addressOf(u)), host
 		if u.Scheme = "http"; u.Port() == "" && secure(u) {
 			t.to.hosts = append(t.to.hosts, addressOf(u))
 		}
@@ -186,6 +197,9 @@ func (t *Transport) init() {
 
 // trusts reports whether the token may go to u.
 func (d *destination) trusts(u *url.URL) bool {
+	if u.Scheme == "https" && u.Host == d.usual {
+		return true
+	}
 	return secure(u) && slices.Contains(d.hosts, addressOf(u))
 }
 
@@ -199,7 +213,7 @@ func (d *destination) refuse(u *url.URL) error {
 
 // isEndpoint reports whether u is one of the endpoints with client credentials.
 func (d *destination) isEndpoint(u *url.URL) bool {
-	return u.Path == d.path+tokenPath || u.Path == d.path+revokePath
+	return u.Path == d.token || u.Path == d.revoke
 }
 
 // address is where a request goes to.

@@ -92,6 +92,8 @@ func TestVersionOfARequest(t *testing.T) {
 func TestTokenGoesToTrustedHostsAlone(t *testing.T) {
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("https://Gateway.example.com:8443/moov"), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
+	local, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("http://localhost"), WithToken(&oauth2.Token{AccessToken: "x"}))
+	require.NoError(t, err)
 	for _, c := range []struct {
 		name      string
 		transport *Transport
@@ -120,6 +122,8 @@ func TestTokenGoesToTrustedHostsAlone(t *testing.T) {
 		{"listed IPv6 loopback", &Transport{Source: static, Hosts: []string{"[::1]:8080"}}, "http://[::1]:8080/", ""},
 		{"listed, but plain http", &Transport{Source: static, Hosts: []string{"a.example.com"}}, "http://a.example.com/", "https"},
 		{"another scheme", &Transport{Source: static}, "ftp://api.moov.io/", "https"},
+		{"the loopback base URL", &Transport{Source: local}, "http://localhost/ping", ""},
+		{"the loopback base URL, by https", &Transport{Source: local}, "https://localhost/ping", "Transport.Hosts"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			base := new(sink)
@@ -209,14 +213,25 @@ func TestCallersRequestIsNotModified(t *testing.T) {
 	req, err := http.NewRequest(http.MethodGet, DefaultBaseURL, nil)
 	require.NoError(t, err)
 	req.Header.Set("Authorization", "Basic of-the-caller")
+	req.Header["X-Many"] = append(make([]string, 0, 8), "a", "b", "c", "d")
+	req.Header.Set("Accept", "application/json")
 	before := req.Clone(t.Context())
 	_, err = tr.RoundTrip(req)
 	require.NoError(t, err)
 	assert.Equal(t, before.Header, req.Header)
 	assert.NotSame(t, req, base.last)
 	assert.Equal(t, "Bearer static", base.last.Header.Get("Authorization"), "the caller's is replaced")
-	base.last.Header["Authorization"][0] = "changed by Base"
+	assert.Equal(t, before.Header["X-Many"], base.last.Header["X-Many"])
+	assert.Equal(t, before.Header["Accept"], base.last.Header["Accept"])
+	for name, values := range base.last.Header {
+		base.last.Header[name] = append(values, "added by Base")
+	}
+	for _, values := range base.last.Header {
+		assert.Equal(t, "added by Base", values[len(values)-1], "no header's values lie in another's")
+		values[0] = "changed by Base"
+	}
 	assert.Equal(t, before.Header, req.Header)
+	assert.Empty(t, req.Header["X-Many"][:5][4])
 
 	req.Header = nil
 	_, err = tr.RoundTrip(req)
