@@ -250,27 +250,47 @@ type maskedError struct {
 func (e *maskedError) Error() string        { return e.text }
 func (e *maskedError) Is(target error) bool { return e.is(target) }
 
-// guard calls f, which calls code that was plugged in: a RoundTripper, a slog
-// handler. Where that code panics or ends its goroutine, guard returns an error;
-// where it does not heed ctx, guard returns soon after ctx has ended, and f's
-// result is lost.
-func guard[T any](ctx context.Context, hide secrets, f func() (T, error)) (T, error) {
+// foreign is code that was plugged in.
+type foreign struct {
+	name string        // what it is
+	heed time.Duration // how long after its context's end it may take to return
+	hide secrets       // masked in its errors
+}
+
+// network is the code that a request goes through.
+func network(hide secrets) foreign {
+	return foreign{"http.RoundTripper or slog.Handler", 250 * time.Millisecond, hide}
+}
+
+// guard calls f, which calls code that was plugged in. Where that code panics
+// or ends its goroutine, guard returns an error; where it does not heed ctx,
+// guard returns soon after ctx has ended, and f's result goes to lost, which
+// may be nil, when it comes.
+func guard[T any](ctx context.Context, p foreign, f func() (T, error), lost func(T)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
-	done := make(chan result, 1)
+	done, gone := make(chan result), make(chan struct{})
+	defer close(gone)
 	go func() {
-		r := result{err: &panicError{error: errors.New("moovauth: the http.RoundTripper or slog.Handler plugged in called runtime.Goexit")}}
+		r := result{err: &panicError{error: fmt.Errorf("moovauth: the %s plugged in called runtime.Goexit", p.name)}}
 		defer func() {
 			if v := recover(); v != nil {
 				cause, ok := v.(error)
 				if !ok {
 					cause = fmt.Errorf("%v", v)
 				}
-				r.err = &panicError{hide.wrap("moovauth: the http.RoundTripper or slog.Handler plugged in panicked", cause), hide.mask(string(debug.Stack()))}
+				r.err = &panicError{p.hide.wrap("moovauth: the "+p.name+" plugged in panicked", cause), p.hide.mask(string(debug.Stack()))}
 			}
-			done <- r
+			select {
+			case done <- r:
+			case <-gone:
+				defer func() { _ = recover() }() // there is nobody left to tell
+				if r.err == nil && lost != nil {
+					lost(r.value)
+				}
+			}
 		}()
 		r.value, r.err = f()
 	}()
@@ -282,14 +302,11 @@ func guard[T any](ctx context.Context, hide secrets, f func() (T, error)) (T, er
 	select {
 	case r := <-done:
 		return r.value, r.err
-	case <-time.After(heedTime):
+	case <-time.After(p.heed):
 		var none T
-		return none, fmt.Errorf("moovauth: the http.RoundTripper plugged in does not heed its request's context: %w", ctx.Err())
+		return none, fmt.Errorf("moovauth: the %s plugged in has not returned, though its context has ended: %w", p.name, context.Cause(ctx))
 	}
 }
-
-// heedTime is how long after its end a context's request may take to return.
-const heedTime = 250 * time.Millisecond
 
 type panicError struct {
 	error

@@ -220,7 +220,7 @@ func faults(elsewhere string) []fault {
 		{"RoundTripper that panics", plugged(func(*rig) { panic("out of order") }), fails(1, "panicked: out of order")},
 		{"RoundTripper that panics with the secret", plugged(func(*rig) { panic("moovtest-secret-key") }), fails(1, "panicked: "+masked)},
 		{"RoundTripper that calls Goexit", plugged(func(*rig) { runtime.Goexit() }), fails(1, "runtime.Goexit")},
-		{"RoundTripper that does not heed its context", plugged(func(r *rig) { <-r.over }), hangs("does not heed")},
+		{"RoundTripper that does not heed its context", plugged(func(r *rig) { <-r.over }), hangs("has not returned, though its context has ended")},
 	}
 }
 

@@ -98,6 +98,7 @@ type config struct {
 	timeout   time.Duration
 	logger    *slog.Logger
 	hint      TokenTypeHint // "": none is sent
+	cache     Cache         // nil: none
 
 	clock  func() instant
 	random func() float64 // in [0, 1)

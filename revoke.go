@@ -40,13 +40,13 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide secrets) error {
 	ctx, cancel := e.limit(ctx)
 	defer cancel()
-	_, err := guard(ctx, hide, func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) })
+	_, err := guard(ctx, network(hide), func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) }, nil)
 	return err
 }
 
 // Revoke revokes and forgets what s holds: the refresh token first, since it
 // could mint more, then the access token, then access tokens that were
-// replaced but have not expired yet. It waits for a grant in progress, as
+// replaced but have not expired yet. What a cache holds for s is deleted. It waits for a grant in progress, as
 // long as ctx lets it. Each token is tried even where another one failed; the
 // errors are joined, and the next Revoke tries again what failed.
 //
@@ -63,6 +63,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 	hide := s.secrets()
 	taken := s.take()
 	s.flight.Forget("") // a flight that has just ended must not hand out what was taken
+	s.store.visit(hide).delete(ctx)
 	s.granting.Release(1)
 
 	var errs []error

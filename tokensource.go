@@ -46,6 +46,7 @@ const (
 	invalidateEvery = time.Second // at most one invalidation in this time counts
 	maxPast         = 20          // tokens that are remembered for Revoke and for masking
 	maxDead         = 4           // of them, those that are not alive
+	maxSkew         = time.Minute // between the clocks of machines that share a cache
 
 	firstCoolDown = 250 * time.Millisecond // doubled with each failure in a row
 	maxCoolDown   = 30 * time.Second
@@ -63,6 +64,7 @@ const (
 // lies before the server's by 5 s, or a tenth of the lifetime if that is less.
 type TokenSource struct {
 	endpoint *endpoint
+	store    *store // nil: there is no cache
 
 	current    atomic.Pointer[held]     // nil: nothing is held. Written with mu held.
 	cooling    atomic.Pointer[coolDown] // nil: the last flight succeeded, or there was none
@@ -84,6 +86,7 @@ type held struct {
 	refreshAt     instant
 	expireAt      instant // the hard expiry
 	endAt         instant // when it is dead for certain, also on the server's clock; zero: unknown
+	spent         string  // the refresh token that was used up for it, or refused
 }
 
 // pastToken is a token that is no longer handed out.
@@ -148,8 +151,13 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	if len(c.scopes) == 0 && (c.token == nil || c.token.RefreshToken == "") {
 		return nil, errors.New(`moovauth: no scopes: name what the token may do, such as WithScopes("/ping.read")`)
 	}
+	st, err := newStore(c)
+	if err != nil {
+		return nil, err
+	}
 	s := &TokenSource{
 		endpoint: newEndpoint(c),
+		store:    st,
 		granting: semaphore.NewWeighted(1),
 		revoking: semaphore.NewWeighted(1),
 	}
@@ -271,13 +279,16 @@ func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
 		if err := s.cooled(now); err != nil {
 			return nil, err
 		}
-		h, err := guard(ctx, s.secrets(), func() (*held, error) { return s.obtain(ctx) })
-		if err != nil {
-			s.coolDown(ctx, err)
-			return nil, err
+		h, err := guard(ctx, network(s.secrets()), func() (*held, error) { return s.obtain(ctx) }, nil)
+		if err == nil {
+			s.cooling.Store(nil)
+			return h, nil
 		}
-		s.cooling.Store(nil)
-		return h, nil
+		s.coolDown(ctx, err)
+		if h != nil {
+			return h, nil
+		}
+		return nil, err
 	})
 }
 
@@ -328,27 +339,92 @@ func (s *TokenSource) left() time.Duration {
 	return h.expireAt.after(s.endpoint.clock())
 }
 
-// obtain gets a token: with the refresh token where there is one, with client
-// credentials where there is none or the server refuses it for good.
+// obtain gets a token: from the cache, which is looked at again once another
+// process may have had the lock, or from the server. Where that fails, what
+// the cache had comes with the error, as long as it is good.
 func (s *TokenSource) obtain(ctx context.Context) (*held, error) {
+	cache := s.store.visit(s.secrets())
+	if h := s.adopt(ctx, cache); h != nil {
+		return h, nil
+	}
+	unlock, locker := cache.lock(ctx)
+	defer unlock()
+	if locker {
+		if h := s.adopt(ctx, cache); h != nil {
+			return h, nil
+		}
+	}
+	h, err := s.ask(ctx, cache)
+	if err != nil && s.left() > 0 {
+		h = s.current.Load()
+	}
+	return h, err
+}
+
+// adopt takes over what is cached. It returns nil where the server has to be
+// asked all the same: there is nothing, or only what s has had already, or
+// the token is due for its refresh, for which its refresh token then serves.
+func (s *TokenSource) adopt(ctx context.Context, cache *visit) *held {
+	e := cache.get(ctx)
+	if e == nil {
+		return nil
+	}
+	now := s.endpoint.clock()
+	life := time.Duration(e.ExpiresIn) * time.Second
+	left := min(e.Expiry.Sub(now.time()), life)
+	h := s.hold(e.token(), now.add(left-life), life)
+	h.spent = e.Spent
+	if !e.Assumed {
+		h.endAt = now.add(left + maxSkew)
+	}
+	fresh := !now.reached(h.refreshAt)
+	if ctx.Err() != nil || !s.publishNews(h, fresh) || !fresh {
+		return nil
+	}
+	s.endpoint.logger.DebugContext(ctx, "moovauth: token adopted from the cache", "expiry", h.token.Expiry)
+	return h
+}
+
+// publishNews publishes h unless s has had it already, or has one that is as
+// good. A fresh one is always better, since ours is due for its refresh.
+func (s *TokenSource) publishNews(h *held, fresh bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	had := slices.ContainsFunc(s.past, func(t *pastToken) bool { return t.token == h.token.AccessToken })
+	if old := s.current.Load(); old != nil {
+		had = had || old.token.AccessToken == h.token.AccessToken || !fresh && old.expireAt.wall >= h.expireAt.wall
+	}
+	if !had {
+		s.publish(h)
+	}
+	return !had
+}
+
+// ask gets a token from the server: with the refresh token where there is one,
+// with client credentials where there is none or the server refuses it for
+// good and no other process has put what it got for it into the cache.
+func (s *TokenSource) ask(ctx context.Context, cache *visit) (*held, error) {
 	if h := s.current.Load(); h != nil && h.token.RefreshToken != "" {
 		refresh := h.token.RefreshToken
-		h, err := s.request(ctx, grantRefreshToken, url.Values{"refresh_token": {refresh}}, refresh)
+		h, err := s.request(ctx, cache, grantRefreshToken, url.Values{"refresh_token": {refresh}}, refresh)
 		if err == nil || len(s.endpoint.scopes) == 0 || !refusedForGood(err) {
 			return h, err
 		}
 		s.endpoint.logger.WarnContext(ctx, "moovauth: the refresh token was refused; going on with client credentials", "error", err)
 		s.dropRefreshToken(refresh)
+		if h := s.adopt(ctx, cache); h != nil {
+			return h, nil
+		}
 	}
 	if len(s.endpoint.scopes) == 0 {
 		return nil, errors.New("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
 	}
-	return s.request(ctx, grantClientCredentials, url.Values{"scope": {strings.Join(s.endpoint.scopes, " ")}}, "")
+	return s.request(ctx, cache, grantClientCredentials, url.Values{"scope": {strings.Join(s.endpoint.scopes, " ")}}, "")
 }
 
-// request makes one grant, and publishes its token. refresh is the refresh
-// token to keep where the reply has none.
-func (s *TokenSource) request(ctx context.Context, grantType string, form url.Values, refresh string) (*held, error) {
+// request makes one grant, publishes its token, and puts it into the cache.
+// refresh is the refresh token to keep where the reply has none.
+func (s *TokenSource) request(ctx context.Context, cache *visit, grantType string, form url.Values, refresh string) (*held, error) {
 	r, err := s.endpoint.token(ctx, s.left, grantType, form, s.secrets())
 	if err != nil {
 		return nil, err
@@ -359,6 +435,7 @@ func (s *TokenSource) request(ctx context.Context, grantType string, form url.Va
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
 	h := s.hold(t, r.sent, r.lifetime)
+	h.spent = refresh
 	if r.warning == "" { // the lifetime is the server's word, which it gave in whole seconds between then and now
 		h.endAt = s.endpoint.clock().add(r.lifetime + time.Second)
 	}
@@ -369,6 +446,7 @@ func (s *TokenSource) request(ctx context.Context, grantType string, form url.Va
 		s.endpoint.logger.WarnContext(ctx, "moovauth: "+r.warning, "grant_type", grantType, "request_id", r.requestID)
 	}
 	s.endpoint.logger.DebugContext(ctx, "moovauth: token obtained", "grant_type", grantType, "request_id", r.requestID, "expiry", h.token.Expiry)
+	cache.put(ctx, entryOf(h))
 	return h, nil
 }
 
@@ -380,8 +458,7 @@ func refusedForGood(err error) bool {
 		slices.Contains([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity}, refused.StatusCode)
 }
 
-// publish makes h what is handed out, and remembers what it replaces. A refresh
-// token that is replaced has been used up or refused. s.mu is held.
+// publish makes h what is handed out, and remembers what it replaces. s.mu is held.
 func (s *TokenSource) publish(h *held) {
 	old := s.current.Swap(h)
 	if old == nil {
@@ -391,7 +468,7 @@ func (s *TokenSource) publish(h *held) {
 		s.remember(&pastToken{token: old.token.AccessToken, hint: AccessToken, endAt: old.endAt})
 	}
 	if old.token.RefreshToken != h.token.RefreshToken {
-		s.remember(&pastToken{token: old.token.RefreshToken, hint: RefreshToken, dead: true})
+		s.remember(&pastToken{token: old.token.RefreshToken, hint: RefreshToken, dead: old.token.RefreshToken == h.spent})
 	}
 }
 
@@ -401,7 +478,7 @@ func (s *TokenSource) dropRefreshToken(refresh string) {
 	defer s.mu.Unlock()
 	if h := s.current.Load(); h != nil && h.token.RefreshToken == refresh {
 		without := *h
-		without.token.RefreshToken = ""
+		without.token.RefreshToken, without.spent = "", refresh
 		s.publish(&without)
 	}
 }

@@ -1,0 +1,734 @@
+package moovauth
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+// memoryCache is a Cache in the memory.
+type memoryCache struct {
+	latency time.Duration
+
+	mu      sync.Mutex
+	entries map[string][]byte
+}
+
+func (c *memoryCache) Get(_ context.Context, key string) ([]byte, error) {
+	time.Sleep(c.latency)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.entries[key], nil
+}
+
+func (c *memoryCache) Put(_ context.Context, key string, data []byte) error {
+	time.Sleep(c.latency)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries == nil {
+		c.entries = make(map[string][]byte)
+	}
+	c.entries[key] = bytes.Clone(data)
+	return nil
+}
+
+func (c *memoryCache) Delete(_ context.Context, key string) error {
+	time.Sleep(c.latency)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, key)
+	return nil
+}
+
+// only returns the one entry that there is.
+func (c *memoryCache) only(t testing.TB) (key string, data []byte) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	require.Len(t, c.entries, 1)
+	for key, data = range c.entries {
+	}
+	return key, data
+}
+
+// lockingCache is a memoryCache with a lock.
+type lockingCache struct {
+	memoryCache
+	held chan struct{}
+}
+
+func newLockingCache() *lockingCache { return &lockingCache{held: make(chan struct{}, 1)} }
+
+func (c *lockingCache) Lock(ctx context.Context, _ string) (func(), error) {
+	select {
+	case c.held <- struct{}{}:
+		return func() { <-c.held }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// fakeCache does what its functions say.
+type fakeCache struct {
+	get    func(ctx context.Context) ([]byte, error)
+	put    func(ctx context.Context, data []byte) error
+	remove func(ctx context.Context) error
+	lock   func(ctx context.Context) (func(), error)
+}
+
+func (c fakeCache) Get(ctx context.Context, _ string) ([]byte, error)    { return c.get(ctx) }
+func (c fakeCache) Put(ctx context.Context, _ string, data []byte) error { return c.put(ctx, data) }
+func (c fakeCache) Delete(ctx context.Context, _ string) error           { return c.remove(ctx) }
+func (c fakeCache) Lock(ctx context.Context, _ string) (func(), error)   { return c.lock(ctx) }
+
+// together calls Token of all sources at once, and returns what they got.
+func together(t testing.TB, sources []*TokenSource) []*oauth2.Token {
+	t.Helper()
+	tokens := make([]*oauth2.Token, len(sources))
+	errs := make([]error, len(sources))
+	var all sync.WaitGroup
+	for i, s := range sources {
+		all.Go(func() { tokens[i], errs[i] = s.Token() })
+	}
+	all.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	return tokens
+}
+
+func fleetOf(t testing.TB, server *moovtest.Server, n int, opts ...Option) []*TokenSource {
+	sources := make([]*TokenSource, n)
+	for i := range sources {
+		sources[i] = sourceOf(t, server, opts...)
+	}
+	return sources
+}
+
+func TestRestartTakesTheCachedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		first := token(t, sourceOf(t, server, WithCache(cache)))
+		time.Sleep(time.Minute)
+		again := token(t, sourceOf(t, server, WithCache(cache)))
+		assert.Equal(t, first.AccessToken, again.AccessToken)
+		assert.Equal(t, first.RefreshToken, again.RefreshToken)
+		assert.WithinDuration(t, first.Expiry, again.Expiry, time.Second)
+		assert.Equal(t, first.ExpiresIn, again.ExpiresIn)
+		assert.Equal(t, pingScope, again.Extra("scope"))
+		assert.Len(t, server.TokenRequests(), 1)
+	})
+}
+
+func TestCachedTokenIsRefreshedWhenItsSourceWouldHave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		first := token(t, sourceOf(t, server, WithCache(cache)))
+		time.Sleep(11 * time.Minute) // of 15: the refresh point is after 11.9 to 12.2 of them
+		s := sourceOf(t, server, WithCache(cache))
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		time.Sleep(90 * time.Second)
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken, "stale: handed out, and refreshed in the background")
+		synctest.Wait()
+		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
+		assert.Equal(t, []string{"client_credentials", "refresh_token"}, grantTypes(server))
+	})
+}
+
+func TestCachedRefreshTokenServesWhereTheAccessTokenIsOld(t *testing.T) {
+	for name, age := range map[string]time.Duration{"stale": 13 * time.Minute, "expired": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				cache := new(memoryCache)
+				first := token(t, sourceOf(t, server, WithCache(cache)))
+				time.Sleep(age)
+				assert.NotEqual(t, first.AccessToken, token(t, sourceOf(t, server, WithCache(cache))).AccessToken)
+				assert.Equal(t, []string{"client_credentials", "refresh_token"}, grantTypes(server))
+				assert.Equal(t, first.RefreshToken, server.TokenRequests()[1].Form.Get("refresh_token"))
+			})
+		})
+	}
+}
+
+func TestStaleCachedTokenServesWhileTheEndpointIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		first := token(t, sourceOf(t, server, WithCache(cache)))
+		time.Sleep(13 * time.Minute)
+		s := sourceOf(t, server, WithCache(cache))
+		for range maxAttempts {
+			server.Enqueue(moovtest.Answer{Status: http.StatusServiceUnavailable})
+		}
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
+	})
+}
+
+func TestFleetSharesEachToken(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		cache func() Cache
+		want  int // token requests at the start, and for 3 rollovers
+	}{
+		{"none", func() Cache { return nil }, 32},
+		{"with a lock", func() Cache { return newLockingCache() }, 4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
+				var opts []Option
+				if cache := c.cache(); cache != nil {
+					opts = append(opts, WithCache(cache))
+				}
+				fleet := fleetOf(t, server, 8, opts...)
+				for range 40 * 60 { // 3 rollovers: one every 11.9 to 12.2 minutes
+					for _, tok := range together(t, fleet) {
+						assert.True(t, server.Alive(tok.AccessToken))
+					}
+					time.Sleep(time.Second)
+				}
+				assert.Len(t, server.TokenRequests(), c.want)
+			})
+		})
+	}
+}
+
+func TestFleetThatStartsAtOnceAsksOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
+		cache := newLockingCache()
+		cache.latency = time.Millisecond
+		tokens := together(t, fleetOf(t, server, 200, WithCache(cache)))
+		for _, tok := range tokens {
+			assert.Equal(t, tokens[0].AccessToken, tok.AccessToken)
+		}
+		assert.Len(t, server.TokenRequests(), 1)
+		assert.Empty(t, cache.held, "the lock is free")
+	})
+}
+
+// The clients of two processes hold the same refresh token, which can be used
+// once, and there is no lock.
+func TestRefreshTokenUsedByAnotherProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
+		require.Equal(t, token(t, a).RefreshToken, token(t, b).RefreshToken)
+		time.Sleep(time.Hour)
+
+		// Both look into the cache before either has stored what it got.
+		server.SetLatency(100 * time.Millisecond)
+		var tokens [2]*oauth2.Token
+		var both sync.WaitGroup
+		both.Go(func() { tokens[0] = token(t, a) })
+		both.Go(func() {
+			time.Sleep(50 * time.Millisecond)
+			tokens[1] = token(t, b)
+		})
+		both.Wait()
+		assert.True(t, server.Alive(tokens[0].AccessToken))
+		assert.Equal(t, tokens[0].AccessToken, tokens[1].AccessToken)
+		assert.Equal(t, []string{"client_credentials", "refresh_token", "refresh_token"}, grantTypes(server))
+
+		// What the other one stored is gone: client credentials.
+		time.Sleep(time.Hour)
+		key, _ := cache.only(t)
+		token(t, a)
+		require.NoError(t, cache.Delete(t.Context(), key))
+		token(t, b)
+		assert.Equal(t, []string{"refresh_token", "refresh_token", "client_credentials"}, grantTypes(server)[3:])
+	})
+}
+
+func TestRevokeDeletesWhatIsCached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		s := sourceOf(t, server, WithCache(cache))
+		first := token(t, s)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Empty(t, cache.entries)
+		next := token(t, sourceOf(t, server, WithCache(cache)))
+		assert.NotEqual(t, first.AccessToken, next.AccessToken)
+		assert.Equal(t, next.AccessToken, token(t, s).AccessToken)
+		assert.Len(t, server.TokenRequests(), 2)
+	})
+}
+
+// Two processes that start at once without a lock get a refresh token each. One
+// then adopts what the other stores, and still revokes its own.
+func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
+		cache := new(memoryCache)
+		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
+		tokens := together(t, []*TokenSource{a, b})
+		require.NotEqual(t, tokens[0].RefreshToken, tokens[1].RefreshToken)
+		time.Sleep(time.Hour)
+		require.Equal(t, token(t, a).AccessToken, token(t, b).AccessToken)
+		require.Len(t, server.RefreshTokens(), 2, "one was used up, one is in use, and one is nobody's")
+		require.NoError(t, a.Revoke(t.Context()))
+		require.NoError(t, b.Revoke(t.Context()))
+		assert.Empty(t, server.RefreshTokens())
+		assert.Empty(t, server.AccessTokens())
+	})
+}
+
+func TestRevokeOfAnAdoptedTokenMakesTwoRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
+		for range 10 {
+			token(t, a)
+			token(t, b)
+			time.Sleep(time.Hour)
+		}
+		last := token(t, a)
+		require.Equal(t, last.AccessToken, token(t, b).AccessToken)
+		require.NoError(t, b.Revoke(t.Context()))
+		assert.False(t, server.Alive(last.AccessToken))
+		assert.Len(t, server.RevokeRequests(), 2, "what other processes used up is not revoked again")
+	})
+}
+
+func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		s := sourceOf(t, server, WithCache(cache))
+		first := token(t, s)
+		server.Revoke(first.AccessToken)
+		s.Invalidate(first.AccessToken)
+		second := token(t, s)
+		assert.True(t, server.Alive(second.AccessToken))
+		_, entry := cache.only(t)
+
+		// Another process has adopted the refused one as well.
+		old := sourceOf(t, server, WithCache(cache), WithToken(first))
+		old.Invalidate(first.AccessToken)
+		assert.Equal(t, second.AccessToken, token(t, old).AccessToken, "no token request is needed")
+		assert.Len(t, server.TokenRequests(), 2)
+		_, same := cache.only(t)
+		assert.Equal(t, entry, same)
+
+		// What is older than the current token is not adopted either.
+		key, _ := cache.only(t)
+		time.Sleep(time.Hour)
+		third := token(t, s)
+		cache.entries[key] = entry
+		s.Invalidate(third.AccessToken)
+		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
+	})
+}
+
+func TestRevokedTokenIsNotAdoptedWhereItCouldNotBeDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		kept := new(memoryCache)
+		cache := fakeCache{
+			get:    func(ctx context.Context) ([]byte, error) { return kept.Get(ctx, "") },
+			put:    func(ctx context.Context, data []byte) error { return kept.Put(ctx, "", data) },
+			remove: func(context.Context) error { return errors.New("read only") },
+			lock:   func(context.Context) (func(), error) { return func() {}, nil },
+		}
+		s := sourceOf(t, server, WithCache(cache))
+		token(t, s)
+		require.NoError(t, s.Revoke(t.Context()), "the tokens are dead, whatever the cache does")
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+	})
+}
+
+// Whatever a cache does, there is a token, after 2 s at most.
+func TestCacheThatFails(t *testing.T) {
+	server := onLoopback(t)
+	good := new(memoryCache)
+	token(t, sourceOf(t, server, WithCache(good)))
+	key, sealed := good.only(t)
+	stranger := new(memoryCache)
+	other := moovtest.NewServer(moovtest.WithCredentials(server.ClientID, "another-secret"))
+	t.Cleanup(other.Close)
+	token(t, sourceOf(t, other, WithBaseURL(server.URL), WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		r = r.Clone(r.Context())
+		r.URL.Scheme, r.URL.Host = "http", strings.TrimPrefix(other.URL, "http://")
+		return http.DefaultTransport.RoundTrip(r)
+	})}), WithCache(stranger)))
+	sameKey, foreign := stranger.only(t)
+	require.Equal(t, key, sameKey)
+
+	failed := errors.New("no route to cache")
+	fail := fakeCache{
+		get:    func(context.Context) ([]byte, error) { return nil, failed },
+		put:    func(context.Context, []byte) error { return failed },
+		remove: func(context.Context) error { return failed },
+		lock:   func(context.Context) (func(), error) { return nil, failed },
+	}
+	panics := fakeCache{
+		get:    func(context.Context) ([]byte, error) { panic("Get out of order") },
+		put:    func(context.Context, []byte) error { panic("Put out of order") },
+		remove: func(context.Context) error { panic("Delete out of order") },
+		lock:   func(context.Context) (func(), error) { panic("Lock out of order") },
+	}
+	exits := fakeCache{
+		get:    func(context.Context) ([]byte, error) { runtime.Goexit(); return nil, nil },
+		put:    func(context.Context, []byte) error { runtime.Goexit(); return nil },
+		remove: func(context.Context) error { runtime.Goexit(); return nil },
+		lock:   func(context.Context) (func(), error) { runtime.Goexit(); return nil, nil },
+	}
+	hangs := fakeCache{
+		get:    func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() },
+		put:    func(ctx context.Context, _ []byte) error { <-ctx.Done(); return ctx.Err() },
+		remove: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+		lock:   func(ctx context.Context) (func(), error) { <-ctx.Done(); return nil, ctx.Err() },
+	}
+	deaf := fakeCache{
+		get:    func(context.Context) ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
+		put:    func(context.Context, []byte) error { time.Sleep(time.Minute); return nil },
+		remove: func(context.Context) error { time.Sleep(time.Minute); return nil },
+		lock:   func(context.Context) (func(), error) { time.Sleep(time.Minute); return func() {}, nil },
+	}
+	answers := func(data []byte) fakeCache {
+		c := fail
+		c.get = func(context.Context) ([]byte, error) { return data, nil }
+		c.put = func(context.Context, []byte) error { return nil }
+		c.lock = func(context.Context) (func(), error) { return nil, nil }
+		return c
+	}
+	only := func(base fakeCache, change func(c *fakeCache)) fakeCache { change(&base); return base }
+	works := only(answers(nil), func(c *fakeCache) {
+		c.remove = func(context.Context) error { return nil }
+		c.lock = func(context.Context) (func(), error) { return func() {}, nil }
+	})
+	for _, c := range []struct {
+		name  string
+		cache Cache
+		want  string // in the log; "": nothing
+		took  time.Duration
+	}{
+		{"works", works, "", 0},
+		{"fails", fail, "no route to cache", 0},
+		{"panics", panics, "Get out of order", 0},
+		{"ends its goroutine", exits, "runtime.Goexit", 0},
+		{"hangs", hangs, "not done within 2s", 2 * time.Second},
+		{"does not heed its context", deaf, "not done within 2s", 2 * time.Second},
+		{"hangs in Lock", only(works, func(c *fakeCache) { c.lock = hangs.lock }), "Lock", 1500 * time.Millisecond},
+		{"hangs in Put", only(works, func(c *fakeCache) { c.put = hangs.put }), "Put", 2 * time.Second},
+		{"hangs in unlock", only(works, func(c *fakeCache) {
+			c.lock = func(context.Context) (func(), error) { return func() { time.Sleep(time.Minute) }, nil }
+		}), "unlock", 2 * time.Second},
+		{"panics in unlock", only(works, func(c *fakeCache) {
+			c.lock = func(context.Context) (func(), error) { return func() { panic("unlock out of order") }, nil }
+		}), "unlock out of order", 0},
+		{"has nothing, and says so as autocert does", only(works, func(c *fakeCache) {
+			c.get = func(context.Context) ([]byte, error) { return nil, errors.New("acme/autocert: certificate cache miss") }
+		}), "", 0},
+		{"has nothing, and says so as package os does", only(works, func(c *fakeCache) {
+			c.get = func(context.Context) ([]byte, error) { return nil, fmt.Errorf("redis: %w", fs.ErrNotExist) }
+		}), "", 0},
+		{"returns nothing where an unlock is due", answers(nil), "", 0},
+		{"holds garbage", answers([]byte("garbage")), "not of this format", 0},
+		{"holds garbage of the format", answers([]byte(entryFormat + "garbage")), "another client secret, or altered", 0},
+		{"holds another format", answers(append([]byte("moovauth-0:"), sealed[len(entryFormat):]...)), "not of this format", 0},
+		{"holds too much", answers(append([]byte(entryFormat), make([]byte, maxEntry)...)), "not of this format", 0},
+		{"holds what another client secret sealed", answers(foreign), "another client secret", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t, moovtest.WithCredentials(server.ClientID, server.ClientSecret))
+				var log bytes.Buffer
+				s := sourceOf(t, server, WithCache(c.cache), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+				began := time.Now()
+				first := token(t, s)
+				assert.InDelta(t, c.took, time.Since(began), float64(2*time.Millisecond))
+				assert.True(t, server.Alive(first.AccessToken))
+				assert.Len(t, server.TokenRequests(), 1)
+				if c.want == "" {
+					assert.Empty(t, log.String())
+				} else {
+					assert.Contains(t, log.String(), c.want)
+					assert.Contains(t, log.String(), "level=WARN")
+				}
+				assert.NotContains(t, log.String(), "garbage")
+				require.NoError(t, s.Revoke(t.Context()))
+				assert.False(t, server.Alive(first.AccessToken))
+				time.Sleep(2 * time.Minute) // for those that do not heed their context
+			})
+		})
+	}
+}
+
+func TestSlowCacheLeavesTimeForTheGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(600*time.Millisecond))
+		hang := func(ctx context.Context) { <-ctx.Done() }
+		s := sourceOf(t, server, WithTimeout(time.Second), WithCache(fakeCache{
+			get:  func(ctx context.Context) ([]byte, error) { hang(ctx); return nil, ctx.Err() },
+			put:  func(ctx context.Context, _ []byte) error { hang(ctx); return ctx.Err() },
+			lock: func(ctx context.Context) (func(), error) { hang(ctx); return nil, ctx.Err() },
+		}))
+		began := time.Now()
+		token(t, s)
+		assert.Equal(t, 850*time.Millisecond, time.Since(began))
+	})
+}
+
+func TestLockThatComesTooLateIsGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		slow := fakeCache{
+			get: func(context.Context) ([]byte, error) { return nil, nil },
+			put: func(context.Context, []byte) error { return nil },
+			lock: func(context.Context) (func(), error) {
+				time.Sleep(time.Minute)
+				return cache.Lock(context.Background(), "")
+			},
+		}
+		token(t, sourceOf(t, server, WithCache(slow)))
+		time.Sleep(2 * time.Minute)
+		assert.Empty(t, cache.held)
+	})
+}
+
+func TestLockIsGivenBackAfterAFailedGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		server.Enqueue(moovtest.Answer{Status: http.StatusForbidden})
+		_, err := sourceOf(t, server, WithCache(cache)).Token()
+		require.Error(t, err)
+		assert.Empty(t, cache.held)
+	})
+}
+
+// A machine whose clock is wrong must not take a token for good that has expired.
+func TestCachedTokenLivesNoLongerThanItsLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		first := sourceOf(t, server, WithCache(cache))
+		clock := first.endpoint.clock
+		first.endpoint.clock = func() instant { return clock().add(time.Hour) } // an hour fast
+		token(t, first)
+		s := sourceOf(t, server, WithCache(cache))
+		assert.WithinDuration(t, time.Now().Add(15*time.Minute), token(t, s).Expiry, time.Second)
+	})
+}
+
+func TestWhatIsCachedIsSealed(t *testing.T) {
+	server := onLoopback(t, moovtest.WithCredentials("public-key", "secret-key-of-the-client"))
+	cache := new(memoryCache)
+	first := sourceOf(t, server, WithCache(cache))
+	tok := token(t, first)
+	key, data := cache.only(t)
+	for _, secret := range []string{tok.AccessToken, tok.RefreshToken, server.ClientSecret, server.ClientID, pingScope} {
+		for size := 8; size <= len(secret); size++ {
+			assert.NotContains(t, string(data), secret[:size])
+			assert.NotContains(t, key, secret[:size])
+		}
+	}
+	e, err := first.store.open(data)
+	require.NoError(t, err)
+	require.Equal(t, tok.AccessToken, e.AccessToken)
+
+	for i := range data {
+		for bit := range 8 {
+			data[i] ^= 1 << bit
+			_, err := first.store.open(data)
+			require.Error(t, err, "byte %d, bit %d", i, bit)
+			data[i] ^= 1 << bit
+		}
+		_, err := first.store.open(data[:i])
+		require.Error(t, err, "cut after %d bytes", i)
+	}
+
+	other := sourceOf(t, server, WithCache(cache), WithScopes("/fed.read"))
+	require.NotEqual(t, key, other.store.key)
+	_, err = other.store.open(data)
+	require.Error(t, err, "it is bound to its key")
+	again, err := json.Marshal(e)
+	require.NoError(t, err)
+	assert.NotEqual(t, data, append([]byte(entryFormat), first.store.seal.Seal(nil, nil, again, []byte(entryFormat))...), "no nonce is used twice")
+}
+
+func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
+	keyOf := func(creds Credentials, opts ...Option) string {
+		s, err := NewTokenSource(creds, append([]Option{WithCache(new(memoryCache))}, opts...)...)
+		require.NoError(t, err)
+		return s.store.key
+	}
+	a := keyOf(testCredentials, WithScopes("/ping.read", "/fed.read"))
+	assert.Equal(t, a, keyOf(testCredentials, WithScopes("/fed.read", "/ping.read", "/fed.read"), WithOrigin("https://example.com")))
+	for _, other := range []string{
+		keyOf(testCredentials, WithScopes("/ping.read")),
+		keyOf(testCredentials, WithScopes("/ping.read", "/fed.read"), WithBaseURL("https://gateway.example.com")),
+		keyOf(Credentials{"another", testCredentials.ClientSecret}, WithScopes("/ping.read", "/fed.read")),
+	} {
+		assert.NotEqual(t, a, other)
+	}
+	assert.Regexp(t, `^moovauth-[0-9a-f]{64}$`, a, "it can be a file's name")
+}
+
+func TestCacheOptionsThatCannotWork(t *testing.T) {
+	_, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(nil))
+	assert.ErrorContains(t, err, "WithCache")
+	_, err = NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(DirCache("")))
+	assert.ErrorContains(t, err, "WithCache")
+	_, err = NewTokenSource(testCredentials, WithToken(&oauth2.Token{RefreshToken: "x"}), WithCache(new(memoryCache)))
+	assert.ErrorContains(t, err, "WithScopes")
+}
+
+func TestDirCache(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not", "there yet")
+	c := DirCache(dir)
+	_, err := c.Get(t.Context(), "a")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.NoError(t, c.Delete(t.Context(), "a"))
+
+	require.NoError(t, c.Put(t.Context(), "a", []byte("1")))
+	require.NoError(t, c.Put(t.Context(), "a", []byte("2")))
+	data, err := c.Get(t.Context(), "a")
+	require.NoError(t, err)
+	assert.Equal(t, "2", string(data))
+	if runtime.GOOS != "windows" {
+		for path, mode := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, filepath.Join(dir, "a"): 0o600} {
+			info, err := os.Stat(path)
+			require.NoError(t, err)
+			assert.Equal(t, mode, info.Mode())
+		}
+	}
+	require.NoError(t, c.Delete(t.Context(), "a"))
+	require.NoError(t, c.Delete(t.Context(), "a"))
+	_, err = c.Get(t.Context(), "a")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+
+	for _, key := range []string{"../out", "/out", "../../out", "a/../../out", ""} {
+		assert.Error(t, c.Put(t.Context(), key, []byte("x")), key)
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
+	assert.Error(t, c.Put(t.Context(), "folder", []byte("x")))
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, left, 1, "nothing is left behind by what failed")
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	assert.ErrorIs(t, c.Put(ended, "a", nil), context.Canceled)
+	assert.ErrorIs(t, c.Delete(ended, "a"), context.Canceled)
+	_, err = c.Get(ended, "a")
+	assert.ErrorIs(t, err, context.Canceled)
+}
+
+func TestDirCacheOutlivesASource(t *testing.T) {
+	server := onLoopback(t)
+	dir := DirCache(t.TempDir())
+	first := token(t, sourceOf(t, server, WithCache(dir)))
+	assert.Equal(t, first.AccessToken, token(t, sourceOf(t, server, WithCache(dir))).AccessToken)
+	assert.Len(t, server.TokenRequests(), 1)
+	require.NoError(t, sourceOf(t, server, WithCache(dir)).Revoke(t.Context()))
+	left, err := os.ReadDir(string(dir))
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
+
+const writerDir = "MOOVAUTH_TEST_WRITER"
+
+// TestDirCacheWriter is the process that the next test kills.
+func TestDirCacheWriter(t *testing.T) {
+	dir := os.Getenv(writerDir)
+	if dir == "" {
+		t.Skip("run by TestDirCacheIsNeverHalfWritten")
+	}
+	fmt.Println("writing")
+	for i := 0; ; i++ {
+		if err := DirCache(dir).Put(t.Context(), "a", wholeEntry(i)); err != nil {
+			fmt.Println(err)
+		}
+	}
+}
+
+// wholeEntry is large enough to be killed in, and tells whether it is whole.
+func wholeEntry(i int) []byte { return bytes.Repeat([]byte{'a' + byte(i%26)}, 256<<10) }
+
+func TestDirCacheIsNeverHalfWritten(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, DirCache(dir).Put(t.Context(), "a", wholeEntry(0)))
+	cut := 0
+	for range 200 {
+		writer := exec.Command(os.Args[0], "-test.run=^TestDirCacheWriter$")
+		writer.Env = append(os.Environ(), writerDir+"="+dir)
+		out, err := writer.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, writer.Start())
+		_, err = out.Read(make([]byte, len("writing")))
+		require.NoError(t, err)
+		var data []byte
+		for range 3 {
+			data, err = DirCache(dir).Get(t.Context(), "a")
+			require.NoError(t, err)
+			require.Equal(t, wholeEntry(int(data[0]-'a')), data)
+		}
+		require.NoError(t, writer.Process.Kill())
+		_ = writer.Wait()
+		data, err = DirCache(dir).Get(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, wholeEntry(int(data[0]-'a')), data)
+		parts, err := filepath.Glob(filepath.Join(dir, "a.part-*"))
+		require.NoError(t, err)
+		cut += len(parts)
+		for _, part := range parts {
+			require.NoError(t, os.Remove(part))
+		}
+	}
+	t.Logf("of 200 writers killed, %d were in the middle of a file", cut)
+	assert.NotZero(t, cut, "else nothing is shown")
+}
+
+func FuzzOpenCached(f *testing.F) {
+	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(new(memoryCache)))
+	require.NoError(f, err)
+	sealed := func(text string) []byte {
+		return append([]byte(entryFormat), s.store.seal.Seal(nil, nil, []byte(text), []byte(entryFormat))...)
+	}
+	f.Add([]byte(nil))
+	f.Add([]byte(entryFormat))
+	f.Add(sealed(`{"access_token":"x"}`))
+	f.Add(sealed(`null`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if e, err := s.store.open(data); err == nil {
+			require.True(t, usable(e.AccessToken))
+		}
+		if e, err := s.store.open(sealed(string(data))); err == nil { // of a later version, say
+			require.True(t, usable(e.AccessToken))
+			h := s.hold(e.token(), s.endpoint.clock(), time.Duration(e.ExpiresIn)*time.Second)
+			require.NotNil(t, h)
+		}
+	})
+}
