@@ -242,11 +242,8 @@ func call[T any](ctx context.Context, v *visit, op string, most time.Duration, f
 	case bounded.Err() != nil:
 		err = context.Cause(bounded)
 	}
-	attrs := []any{"key", v.key, "error", v.hide.wrap("moovauth: "+op, err)}
-	if panicked := new(panicError); errors.As(err, &panicked) {
-		attrs = append(attrs, "stack", panicked.stack)
-	}
-	v.logger.WarnContext(ctx, "moovauth: the cache failed; going on without it", attrs...)
+	v.logger.WarnContext(ctx, "moovauth: the cache failed; going on without it",
+		withStack(err, "key", v.key, "error", v.hide.wrap("moovauth: "+op, err))...)
 	return value, false
 }
 

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,6 +191,30 @@ func TestStaleCachedTokenServesWhileTheEndpointIsDown(t *testing.T) {
 	})
 }
 
+// A process that slept while another one refreshed has an old refresh token; one
+// that was given a newer token than is cached has the better one.
+func TestNewerRefreshTokenServes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		awake, asleep := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
+		token(t, awake)
+		token(t, asleep)
+		time.Sleep(time.Hour)
+		newer := token(t, awake)
+		time.Sleep(time.Hour)
+		token(t, asleep)
+		assert.Equal(t, newer.RefreshToken, server.TokenRequests()[2].Form.Get("refresh_token"))
+		assert.Len(t, server.TokenRequests(), 3)
+
+		without := sourceOf(t, server)
+		given := token(t, without)
+		time.Sleep(time.Hour)
+		token(t, sourceOf(t, server, WithCache(cache), WithToken(given)))
+		assert.Equal(t, given.RefreshToken, server.TokenRequests()[4].Form.Get("refresh_token"))
+	})
+}
+
 func TestFleetSharesEachToken(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -294,8 +319,17 @@ func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
 		time.Sleep(time.Hour)
 		require.Equal(t, token(t, a).AccessToken, token(t, b).AccessToken)
 		require.Len(t, server.RefreshTokens(), 2, "one was used up, one is in use, and one is nobody's")
-		require.NoError(t, a.Revoke(t.Context()))
-		require.NoError(t, b.Revoke(t.Context()))
+		seen := 0
+		for _, s := range []*TokenSource{a, b} {
+			require.NoError(t, s.Revoke(t.Context()))
+			var hints []string
+			for _, r := range server.RevokeRequests()[seen:] {
+				hints = append(hints, r.Form.Get("token_type_hint"))
+			}
+			seen += len(hints)
+			assert.IsNonIncreasing(t, hints, "those that could mint more come first")
+		}
+		assert.Equal(t, 5, seen, "of the one, two tokens, of the other three")
 		assert.Empty(t, server.RefreshTokens())
 		assert.Empty(t, server.AccessTokens())
 	})
@@ -316,6 +350,42 @@ func TestRevokeOfAnAdoptedTokenMakesTwoRequests(t *testing.T) {
 		require.NoError(t, b.Revoke(t.Context()))
 		assert.False(t, server.Alive(last.AccessToken))
 		assert.Len(t, server.RevokeRequests(), 2, "what other processes used up is not revoked again")
+	})
+}
+
+func TestRefusedRefreshTokenIsNotRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		server.Revoke(token(t, s).RefreshToken)
+		time.Sleep(time.Hour)
+		last := token(t, s)
+		require.NoError(t, s.Revoke(t.Context()))
+		var revoked []string
+		for _, r := range server.RevokeRequests() {
+			revoked = append(revoked, r.Form.Get("token"))
+		}
+		assert.Equal(t, []string{last.RefreshToken, last.AccessToken}, revoked)
+	})
+}
+
+// Nobody knows when a token dies whose lifetime the server did not say.
+func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		server.Enqueue(moovtest.Answer{Body: `{"access_token":"who-knows-how-long"}`})
+		token(t, sourceOf(t, server, WithCache(cache)))
+		s := sourceOf(t, server, WithCache(cache))
+		require.Equal(t, "who-knows-how-long", token(t, s).AccessToken)
+		time.Sleep(time.Hour)
+		token(t, s)
+		require.NoError(t, s.Revoke(t.Context()))
+		var revoked []string
+		for _, r := range server.RevokeRequests() {
+			revoked = append(revoked, r.Form.Get("token"))
+		}
+		assert.Contains(t, revoked, "who-knows-how-long")
 	})
 }
 
@@ -368,21 +438,6 @@ func TestRevokedTokenIsNotAdoptedWhereItCouldNotBeDeleted(t *testing.T) {
 
 // Whatever a cache does, there is a token, after 2 s at most.
 func TestCacheThatFails(t *testing.T) {
-	server := onLoopback(t)
-	good := new(memoryCache)
-	token(t, sourceOf(t, server, WithCache(good)))
-	key, sealed := good.only(t)
-	stranger := new(memoryCache)
-	other := moovtest.NewServer(moovtest.WithCredentials(server.ClientID, "another-secret"))
-	t.Cleanup(other.Close)
-	token(t, sourceOf(t, other, WithBaseURL(server.URL), WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		r = r.Clone(r.Context())
-		r.URL.Scheme, r.URL.Host = "http", strings.TrimPrefix(other.URL, "http://")
-		return http.DefaultTransport.RoundTrip(r)
-	})}), WithCache(stranger)))
-	sameKey, foreign := stranger.only(t)
-	require.Equal(t, key, sameKey)
-
 	failed := errors.New("no route to cache")
 	fail := fakeCache{
 		get:    func(context.Context) ([]byte, error) { return nil, failed },
@@ -455,13 +510,12 @@ func TestCacheThatFails(t *testing.T) {
 		{"returns nothing where an unlock is due", answers(nil), "", 0},
 		{"holds garbage", answers([]byte("garbage")), "not of this format", 0},
 		{"holds garbage of the format", answers([]byte(entryFormat + "garbage")), "another client secret, or altered", 0},
-		{"holds another format", answers(append([]byte("moovauth-0:"), sealed[len(entryFormat):]...)), "not of this format", 0},
+		{"holds another format", answers([]byte("moovauth-0:garbage")), "not of this format", 0},
 		{"holds too much", answers(append([]byte(entryFormat), make([]byte, maxEntry)...)), "not of this format", 0},
-		{"holds what another client secret sealed", answers(foreign), "another client secret", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t, moovtest.WithCredentials(server.ClientID, server.ClientSecret))
+				server := inMemory(t)
 				var log bytes.Buffer
 				s := sourceOf(t, server, WithCache(c.cache), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 				began := time.Now()
@@ -475,6 +529,7 @@ func TestCacheThatFails(t *testing.T) {
 					assert.Contains(t, log.String(), c.want)
 					assert.Contains(t, log.String(), "level=WARN")
 				}
+				assert.Equal(t, strings.Contains(c.name, "panics"), strings.Contains(log.String(), "stack="))
 				assert.NotContains(t, log.String(), "garbage")
 				require.NoError(t, s.Revoke(t.Context()))
 				assert.False(t, server.Alive(first.AccessToken))
@@ -482,6 +537,20 @@ func TestCacheThatFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestWhatAnotherClientSecretSealedIsNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cache := new(memoryCache)
+		a := sourceOf(t, inMemory(t, moovtest.WithCredentials("public-key", "old-secret")), WithCache(cache))
+		token(t, a)
+		var log bytes.Buffer
+		server := inMemory(t, moovtest.WithCredentials("public-key", "new-secret"))
+		b := sourceOf(t, server, WithCache(cache), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+		require.Equal(t, a.store.key, b.store.key)
+		assert.True(t, server.Alive(token(t, b).AccessToken))
+		assert.Contains(t, log.String(), "another client secret")
+	})
 }
 
 func TestSlowCacheLeavesTimeForTheGrant(t *testing.T) {
@@ -514,6 +583,65 @@ func TestLockThatComesTooLateIsGivenBack(t *testing.T) {
 		token(t, sourceOf(t, server, WithCache(slow)))
 		time.Sleep(2 * time.Minute)
 		assert.Empty(t, cache.held)
+	})
+}
+
+func TestLockIsGivenBackWhereNoTimeIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		var gets atomic.Int32
+		token(t, sourceOf(t, server, WithCache(fakeCache{
+			get: func(ctx context.Context) ([]byte, error) {
+				if gets.Add(1) == 2 {
+					<-ctx.Done()
+				}
+				return nil, ctx.Err()
+			},
+			put:  func(context.Context, []byte) error { panic("no time is left") },
+			lock: func(ctx context.Context) (func(), error) { return cache.Lock(ctx, "") },
+		})))
+		synctest.Wait()
+		assert.Empty(t, cache.held)
+	})
+}
+
+func TestCacheThatHangsIsAskedOnceInEachGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		var log bytes.Buffer
+		token(t, sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(&log, nil))), WithCache(fakeCache{
+			get: func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() },
+		})))
+		assert.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
+	})
+}
+
+func TestUnlockThatPanicsTooLateHarmsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		token(t, sourceOf(t, server, WithCache(fakeCache{
+			get: func(context.Context) ([]byte, error) { return nil, nil },
+			put: func(context.Context, []byte) error { return nil },
+			lock: func(context.Context) (func(), error) {
+				time.Sleep(time.Minute)
+				return func() { panic("out of order") }, nil
+			},
+		})))
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+func TestTokenThatIsTooLargeIsNotCached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		server.Enqueue(moovtest.Answer{Body: `{"access_token":"` + strings.Repeat("x", maxEntry/2) + `"}`})
+		var log bytes.Buffer
+		token(t, sourceOf(t, server, WithCache(cache), WithLogger(slog.New(slog.NewTextHandler(&log, nil)))))
+		assert.Empty(t, cache.entries)
+		assert.Contains(t, log.String(), "too large")
+		assert.Less(t, log.Len(), 1000)
 	})
 }
 
@@ -628,6 +756,12 @@ func TestDirCache(t *testing.T) {
 	require.NoError(t, c.Delete(t.Context(), "a"))
 	_, err = c.Get(t.Context(), "a")
 	require.ErrorIs(t, err, fs.ErrNotExist)
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "large"), make([]byte, maxEntry+1), 0o600))
+	data, err = c.Get(t.Context(), "large")
+	require.NoError(t, err)
+	assert.Len(t, data, maxEntry, "no more is read than an entry can be long")
+	require.NoError(t, c.Delete(t.Context(), "large"))
 
 	for _, key := range []string{"../out", "/out", "../../out", "a/../../out", ""} {
 		assert.Error(t, c.Put(t.Context(), key, []byte("x")), key)

@@ -314,3 +314,11 @@ type panicError struct {
 }
 
 func (e *panicError) Unwrap() error { return e.error }
+
+// withStack adds to a log record's attributes where err panicked.
+func withStack(err error, attrs ...any) []any {
+	if panicked := new(panicError); errors.As(err, &panicked) && panicked.stack != "" {
+		attrs = append(attrs, "stack", panicked.stack)
+	}
+	return attrs
+}

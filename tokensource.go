@@ -311,8 +311,7 @@ func (s *TokenSource) coolDown(ctx context.Context, err error) {
 	}
 	wait := min(firstCoolDown<<min(failures-1, 16), maxCoolDown)
 	wait -= time.Duration(s.endpoint.random() * float64(wait) / 2)
-	panicked := new(panicError)
-	if errors.As(err, &panicked) && failures == 1 {
+	if errors.As(err, new(*panicError)) && failures == 1 {
 		wait = 0 // the endpoint has not failed
 	}
 	good := s.left()
@@ -323,11 +322,8 @@ func (s *TokenSource) coolDown(ctx context.Context, err error) {
 	s.cooling.Store(&coolDown{s.endpoint.clock().add(wait), failures, err})
 
 	defer func() { _ = recover() }() // the flight has failed already: nothing is gained from the logger's panic
-	attrs := []any{"error", err, "failures", failures, "delay", wait, "token_good_for", good}
-	if panicked.stack != "" {
-		attrs = append(attrs, "stack", panicked.stack)
-	}
-	s.endpoint.logger.WarnContext(ctx, "moovauth: no token obtained", attrs...)
+	s.endpoint.logger.WarnContext(ctx, "moovauth: no token obtained",
+		withStack(err, "error", err, "failures", failures, "delay", wait, "token_good_for", good)...)
 }
 
 // left is how long the token in hand is good; 0: there is none.
@@ -378,7 +374,7 @@ func (s *TokenSource) adopt(ctx context.Context, cache *visit) *held {
 		h.endAt = now.add(left + maxSkew)
 	}
 	fresh := !now.reached(h.refreshAt)
-	if ctx.Err() != nil || !s.publishNews(h, fresh) || !fresh {
+	if !s.publishNews(h, fresh) || !fresh {
 		return nil
 	}
 	s.endpoint.logger.DebugContext(ctx, "moovauth: token adopted from the cache", "expiry", h.token.Expiry)
@@ -498,7 +494,8 @@ func (s *TokenSource) remember(t *pastToken) {
 	s.past = s.past[max(0, len(s.past)-maxPast):]
 }
 
-// take takes away all that s has obtained and that may be alive.
+// take takes away all that s has obtained and that may be alive, refresh tokens
+// first.
 func (s *TokenSource) take() []*pastToken {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -510,6 +507,7 @@ func (s *TokenSource) take() []*pastToken {
 	}
 	now := s.endpoint.clock()
 	taken = append(taken, s.past...)
+	slices.SortStableFunc(taken, func(a, b *pastToken) int { return -cmp.Compare(a.hint, b.hint) })
 	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool { return t.alive(now) })
 	return slices.DeleteFunc(taken, func(t *pastToken) bool { return t.token == "" || !t.alive(now) })
 }
