@@ -277,6 +277,7 @@ func readToken(header http.Header, body []byte, sent time.Time) (*reply, error) 
 		RefreshToken: refresh,
 		ExpiresIn:    int64(r.lifetime / time.Second),
 	}
+	delete(members, "access_token") // it has a field, and is long
 	r.token = t.WithExtra(members)
 	return r, nil
 }

@@ -186,9 +186,11 @@ func (s *TokenSource) hold(t oauth2.Token, now instant, life time.Duration) *hel
 	early -= time.Duration(s.endpoint.random() * float64(early) / 10)
 	t.Expiry = now.add(life).time()
 	t.ExpiresIn = int64(life / time.Second)
+	authorization := t.Type() + " " + t.AccessToken
+	t.AccessToken = authorization[len(authorization)-len(t.AccessToken):] // so that it is held once
 	return &held{
 		token:         t,
-		authorization: t.Type() + " " + t.AccessToken,
+		authorization: authorization,
 		refreshAt:     now.add(usable - early),
 		expireAt:      now.add(usable),
 	}
@@ -222,7 +224,7 @@ func (s *TokenSource) good(ctx context.Context) (*held, error) {
 			return h, nil
 		}
 		if !now.reached(h.expireAt) {
-			if c := s.cooling.Load(); (c == nil || now.reached(c.until)) && s.refreshing.CompareAndSwap(false, true) {
+			if c := s.cooling.Load(); (c == nil || now.reached(c.until)) && !s.refreshing.Load() && s.refreshing.CompareAndSwap(false, true) {
 				s.grant(ctx)
 			}
 			return h, nil
