@@ -59,25 +59,19 @@ type Locker interface {
 // only the holder of the lock asks.
 //
 // What is stored is sealed with AES-256-GCM, under a key that HKDF-SHA256
-// derives from the client secret: who can read the cache learns nothing, who
-// can write to it causes a token request at worst. A cache that fails, panics
-// or holds garbage costs a token request too, and never an error; it is logged.
+// derives from the client secret: who can read the cache learns nothing; who
+// can write to it causes token requests at worst, or, by putting back an older
+// entry, a token that the API refuses and sources then drop. A cache that
+// fails, panics or holds garbage costs a token request too, and never an error;
+// it is logged.
 // One that is slow costs at most 2 s in each grant, or a quarter of
 // [WithTimeout] if that is less. Machines that share a cache need clocks that
 // agree to within a few seconds.
 //
 // It needs [WithScopes]. Default: no cache.
 func WithCache(c Cache) Option {
-	return func(cfg *config) error {
-		switch c {
-		case nil:
-			return errors.New("WithCache: the cache is nil: leave the option out to do without")
-		case DirCache(""):
-			return errors.New("WithCache: DirCache names no directory")
-		}
-		cfg.cache = c
-		return nil
-	}
+	return option(c != nil && c != DirCache(""), func(cfg *config) { cfg.cache = c },
+		"WithCache: there is no cache, or DirCache names no directory: leave the option out to do without")
 }
 
 // entry is what is stored: a token as JSON, and what else a source has to know.
@@ -242,7 +236,7 @@ func call[T any](ctx context.Context, v *visit, op string, most time.Duration, f
 	case bounded.Err() != nil:
 		err = context.Cause(bounded)
 	}
-	v.logger.WarnContext(ctx, "moovauth: the cache failed; going on without it",
+	v.warn(ctx, "moovauth: the cache failed; going on without it",
 		withStack(err, "key", v.key, "error", v.hide.wrap("moovauth: "+op, err))...)
 	return value, false
 }

@@ -866,3 +866,37 @@ func FuzzOpenCached(f *testing.F) {
 		}
 	})
 }
+
+func TestInvalidateWhileATokenIsPutIntoTheCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server, WithCache(fakeCache{
+			get:  func(context.Context) ([]byte, error) { return nil, nil },
+			put:  func(context.Context, []byte) error { time.Sleep(time.Second); return nil },
+			lock: func(context.Context) (func(), error) { return func() {}, nil },
+		}))
+		go func() { _, _ = s.Token() }()
+		time.Sleep(100 * time.Millisecond)
+		refused := token(t, s)
+		server.Revoke(refused.AccessToken)
+		s.Invalidate(refused.AccessToken)
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+	})
+}
+
+func TestLoggerThatPanicsDuringRevokeHarmsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server, onWarning(func() { panic("out of order") }), WithCache(fakeCache{
+			get:    func(context.Context) ([]byte, error) { return nil, nil },
+			put:    func(context.Context, []byte) error { return nil },
+			remove: func(context.Context) error { return errors.New("down") },
+			lock:   func(context.Context) (func(), error) { return func() {}, nil },
+		}))
+		for range 2 {
+			token(t, s)
+			require.NoError(t, s.Revoke(t.Context()))
+		}
+		assert.Empty(t, server.AccessTokens())
+	})
+}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,10 +95,11 @@ func (e *endpoint) tokenOnce(ctx context.Context, grantType string, form url.Val
 	}
 	if err != nil {
 		doing := fmt.Sprintf("moovauth: reply to the token request (%s, %s, request ID %s) is unusable",
-			grantType, resp.Status, quoted(resp.Header.Get("X-Request-Id")))
+			grantType, resp.Status, quoted(hide.mask(resp.Header.Get("X-Request-Id"))))
 		return nil, hide.wrap(doing, err)
 	}
 	r.sent = sent
+	r.requestID = append(slices.Clone(hide), r.token.AccessToken, r.token.RefreshToken).mask(r.requestID)
 	return r, nil
 }
 
@@ -264,11 +266,14 @@ func readToken(header http.Header, body []byte, sent time.Time) (*reply, error) 
 	if !ok && members["token_type"] != nil {
 		return nil, errors.New("its token_type is not a string")
 	}
+	refresh, _ := members["refresh_token"].(string)
 	scheme, err := bearer(tokenType)
 	if err != nil {
+		if tokenType == access || tokenType == refresh {
+			err = errors.New("its token_type is the token itself")
+		}
 		return nil, err
 	}
-	refresh, _ := members["refresh_token"].(string)
 	r := &reply{requestID: header.Get("X-Request-Id")}
 	r.lifetime, r.warning = lifetime(members["expires_in"], header, sent)
 	t := &oauth2.Token{

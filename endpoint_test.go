@@ -251,3 +251,15 @@ func FuzzTokenReply(f *testing.F) {
 		require.NoError(t, err)
 	})
 }
+
+func TestTimestampWithoutDateIsReadToTheMillisecond(t *testing.T) {
+	life, _ := lifetime(float64(1_800_000_010), http.Header{}, time.Unix(1_800_000_000, 750e6))
+	assert.Equal(t, 9250*time.Millisecond, life)
+}
+
+func TestReplyOfAMebibyteIsRead(t *testing.T) {
+	server := onLoopback(t)
+	reply := `{"access_token":"x"}`
+	server.Enqueue(moovtest.Answer{Body: reply + strings.Repeat(" ", maxBody-len(reply))})
+	assert.Equal(t, "x", token(t, sourceOf(t, server)).AccessToken)
+}

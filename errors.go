@@ -110,6 +110,7 @@ func quoted(s string) string { return fmt.Sprintf("%.200q", s) }
 func newError(op, grantType string, resp *http.Response, body []byte, hide secrets) *Error {
 	shown := *resp
 	shown.Status, shown.Body, shown.Request = hide.mask(resp.Status), http.NoBody, withoutCredentials(resp.Request)
+	shown.Trailer = nil
 	shown.Header = make(http.Header, len(resp.Header))
 	for name, values := range resp.Header {
 		for _, v := range values {

@@ -245,3 +245,20 @@ func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
 	assert.ErrorContains(t, err, "moovauth: token request (client_credentials) to "+server.URL+"/oauth2/token: dial tcp")
 	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", nil), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")
 }
+
+func TestFieldsAreNotSaidTwice(t *testing.T) {
+	err := refusal(t, moovtest.Answer{Status: 422, Body: `{"scope":"is-unknown"}`})
+	assert.Equal(t, 1, strings.Count(err.Error(), "is-unknown"))
+}
+
+func TestErrorMadeByHandWrapsNothing(t *testing.T) {
+	assert.NoError(t, errors.Unwrap(&Error{}))
+	var re *oauth2.RetrieveError
+	assert.False(t, errors.As(&Error{}, &re))
+}
+
+func TestNoAdviceAfterATemporaryRefusal(t *testing.T) {
+	for _, status := range []int{408, 429, 500} {
+		assert.NotContains(t, refusal(t, moovtest.Answer{Status: status, Header: retryAfterHeader("3600")}).Error(), "Origin")
+	}
+}

@@ -552,3 +552,123 @@ func TestSilentByDefault(t *testing.T) {
 	require.Error(t, err)
 	assert.Empty(t, log.String())
 }
+
+// handler is a slog handler that does what it says.
+type handler func(slog.Record)
+
+func (h handler) Enabled(context.Context, slog.Level) bool      { return true }
+func (h handler) Handle(_ context.Context, r slog.Record) error { h(r); return nil }
+func (h handler) WithAttrs([]slog.Attr) slog.Handler            { return h }
+func (h handler) WithGroup(string) slog.Handler                 { return h }
+
+func onWarning(f func()) Option {
+	return WithLogger(slog.New(handler(func(r slog.Record) {
+		if r.Level >= slog.LevelWarn {
+			f()
+		}
+	})))
+}
+
+func TestLoggerThatDoesNotReturnAfterAFailedGrantHangsNobody(t *testing.T) {
+	for name, log := range map[string]func(){
+		"ends its goroutine": runtime.Goexit,
+		"hangs":              func() { time.Sleep(time.Hour) },
+		"panics":             func() { panic("out of order") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				server.Enqueue(moovtest.Answer{Status: http.StatusUnauthorized})
+				s := sourceOf(t, server, onWarning(log))
+				began := time.Now()
+				_, err := s.Token()
+				assert.ErrorContains(t, err, "401")
+				assert.LessOrEqual(t, time.Since(began), 2*time.Second)
+				time.Sleep(time.Minute)
+				assert.True(t, server.Alive(token(t, s).AccessToken))
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}
+
+// The API's last word to the background need not be heeded once there is no
+// token to lose.
+func TestCoolDownOfTheBackgroundEndsWithARevokedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, o, server := withOutage(t)
+		token(t, s)
+		time.Sleep(s.left() - time.Minute)
+		o.set(http.StatusTooManyRequests, retryAfterHeader("50"))
+		token(t, s)
+		synctest.Wait()
+		o.set(0, nil)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+	})
+}
+
+func TestWaitWithinABackgroundGrantDoesNotOutliveTheToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, o, _ := withOutage(t, WithEarlyRefresh(10*time.Second))
+		token(t, s)
+		time.Sleep(s.left() - 5*time.Second)
+		o.set(http.StatusTooManyRequests, retryAfterHeader("20"))
+		token(t, s)
+		synctest.Wait()
+		o.set(0, nil)
+		time.Sleep(s.left())
+		began := time.Now()
+		token(t, s)
+		assert.Zero(t, time.Since(began), "one attempt is made at hard expiry")
+	})
+}
+
+func TestOutageThatEndsShortlyBeforeHardExpiryIsNotSeen(t *testing.T) {
+	for _, before := range []time.Duration{20 * time.Second, 5 * time.Second, time.Second, 300 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			s, o, server := withOutage(t)
+			token(t, s)
+			server.SetLatency(20 * time.Millisecond) // so that a blocking grant is seen
+			hard := s.left()
+			began := time.Now()
+			o.set(http.StatusServiceUnavailable, nil)
+			time.AfterFunc(hard-before, func() { o.set(0, nil) })
+			for time.Since(began) < hard+time.Second {
+				called := time.Now()
+				token(t, s)
+				require.Zero(t, time.Since(called), "before %v", before)
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+	}
+}
+
+func TestAttemptsAreNeverTooClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, o, _ := withOutage(t)
+		token(t, s)
+		hard := s.left()
+		began := time.Now()
+		o.set(http.StatusNotFound, nil)
+		for time.Since(began) < hard-time.Millisecond {
+			token(t, s)
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		r := o.requests()
+		require.Greater(t, len(r), 3)
+		for i := 2; i < len(r); i++ {
+			assert.GreaterOrEqual(t, r[i].Sub(r[i-1]), leastDelay/2)
+		}
+	})
+}
+
+func TestWaitThatTheServerAsksForIsSpread(t *testing.T) {
+	c, err := newConfig(testCredentials, nil)
+	require.NoError(t, err)
+	c.random = func() float64 { return 0.5 }
+	e := newEndpoint(c)
+	assert.Equal(t, 4*time.Second+200*time.Millisecond, e.delay(0, 0, &Error{RetryAfter: 4 * time.Second}))
+	assert.Equal(t, time.Minute+500*time.Millisecond, e.delay(0, 0, &Error{RetryAfter: time.Minute}))
+}

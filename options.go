@@ -4,6 +4,7 @@ package moovauth
 // It knows nothing of requests or of a token's life: the other files read what is gathered here.
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -135,6 +137,17 @@ func newConfig(creds Credentials, opts []Option) (*config, error) {
 	return c, nil
 }
 
+// option refuses what is not ok, with an error that says what is wanted.
+func option(ok bool, set func(*config), wanted string, args ...any) Option {
+	return func(c *config) error {
+		if !ok {
+			return fmt.Errorf(wanted, args...)
+		}
+		set(c)
+		return nil
+	}
+}
+
 // WithScopes sets what a token may do, for the client-credentials grant.
 // Moov's scopes look like /ping.read and
 // /accounts/6f9c…/transfers.write: with a leading slash, and with the
@@ -173,26 +186,17 @@ func checkScope(s string) error {
 // entry of the API key's allowed-domain list; Moov's documentation says that
 // a token request must carry one. Default: no Origin is sent.
 func WithOrigin(origin string) Option {
-	return func(c *config) error {
-		u, err := url.Parse(origin)
-		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Hostname() == "" || origin != u.Scheme+"://"+u.Host {
-			return fmt.Errorf("WithOrigin: want a scheme and a host alone, such as %q, with no path or slash after it; got %q", "https://example.com", origin)
-		}
-		c.origin = origin
-		return nil
-	}
+	u, err := url.Parse(origin)
+	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && origin == u.Scheme+"://"+u.Host
+	return option(ok, func(c *config) { c.origin = origin },
+		"WithOrigin: want a scheme and a host alone, such as %q, with no path or slash after it; got %q", "https://example.com", origin)
 }
 
 // WithVersion sets the X-Moov-Version header: vYYYY.QQ.BB, such as
 // v2026.07.00, or dev or latest. Default: [DefaultVersion].
 func WithVersion(version string) Option {
-	return func(c *config) error {
-		if err := checkVersion(version); err != nil {
-			return fmt.Errorf("WithVersion: %w", err)
-		}
-		c.version = version
-		return nil
-	}
+	err := checkVersion(version)
+	return option(err == nil, func(c *config) { c.version = version }, "WithVersion: %w", err)
 }
 
 var versionShape = regexp.MustCompile(`^(v[0-9]{4}\.[0-9]{2}\.[0-9]{2}|dev|latest)$`)
@@ -218,7 +222,7 @@ func WithBaseURL(baseURL string) Option {
 		case !secure(u):
 			return fmt.Errorf("WithBaseURL: %q is not https: credentials and tokens travel in the clear to no host but a loopback address", baseURL)
 		}
-		u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), ""
+		u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
 		c.baseURL = u
 		return nil
 	}
@@ -239,13 +243,8 @@ func secure(u *url.URL) bool {
 // its CheckRedirect says; its Transport must not follow them itself.
 // Default: [http.DefaultClient].
 func WithHTTPClient(client *http.Client) Option {
-	return func(c *config) error {
-		if client == nil {
-			return errors.New("WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
-		}
-		c.client = client
-		return nil
-	}
+	return option(client != nil, func(c *config) { c.client = client },
+		"WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
 }
 
 // WithAuthStyle sets how the client ID and secret are sent:
@@ -253,14 +252,9 @@ func WithHTTPClient(client *http.Client) Option {
 // form-encoded first, as Moov documents it), [oauth2.AuthStyleInParams] in
 // the body. Default, also for [oauth2.AuthStyleAutoDetect]: in the header.
 func WithAuthStyle(style oauth2.AuthStyle) Option {
-	return func(c *config) error {
-		switch style {
-		case oauth2.AuthStyleAutoDetect, oauth2.AuthStyleInHeader, oauth2.AuthStyleInParams:
-			c.authStyle = style
-			return nil
-		}
-		return fmt.Errorf("WithAuthStyle: want oauth2.AuthStyleInHeader or oauth2.AuthStyleInParams, got %d", style)
-	}
+	known := []oauth2.AuthStyle{oauth2.AuthStyleAutoDetect, oauth2.AuthStyleInHeader, oauth2.AuthStyleInParams}
+	return option(slices.Contains(known, style), func(c *config) { c.authStyle = style },
+		"WithAuthStyle: want oauth2.AuthStyleInHeader or oauth2.AuthStyleInParams, got %d", style)
 }
 
 // WithToken starts from a token obtained earlier, of which the refresh token
@@ -291,49 +285,33 @@ func WithToken(t *oauth2.Token) Option {
 // is refreshed early, and callers wait at each expiry. Default: a fifth of
 // the lifetime, 5 minutes at most.
 func WithEarlyRefresh(d time.Duration) Option {
-	return func(c *config) error {
-		if d < 0 {
-			return fmt.Errorf("WithEarlyRefresh: want a duration of 0 or more, got %v", d)
-		}
-		c.early = d
-		return nil
-	}
+	return option(d >= 0, func(c *config) { c.early = d }, "WithEarlyRefresh: want a duration of 0 or more, got %v", d)
 }
 
 // WithTimeout bounds one whole acquisition of a token, retries included, and
 // likewise one revocation. Default: 30 s.
 func WithTimeout(d time.Duration) Option {
-	return func(c *config) error {
-		if d <= 0 {
-			return fmt.Errorf("WithTimeout: want a duration above 0, got %v", d)
-		}
-		c.timeout = d
-		return nil
-	}
+	return option(d > 0, func(c *config) { c.timeout = d }, "WithTimeout: want a duration above 0, got %v", d)
 }
 
 // WithLogger sets where grants and their failures are logged. No record
 // carries a secret. Default: nowhere.
 func WithLogger(l *slog.Logger) Option {
-	return func(c *config) error {
-		if l == nil {
-			return errors.New("WithLogger: the logger is nil: leave the option out to log nothing")
-		}
-		c.logger = l
-		return nil
-	}
+	return option(l != nil, func(c *config) { c.logger = l }, "WithLogger: the logger is nil: leave the option out to log nothing")
 }
 
 // WithTokenTypeHint tells [Revoke] which kind of token it is given, so that
 // the server finds it sooner (RFC 7009 §2.1). Default: no hint is sent.
 func WithTokenTypeHint(hint TokenTypeHint) Option {
-	return func(c *config) error {
-		if hint != AccessToken && hint != RefreshToken {
-			return fmt.Errorf("WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
-		}
-		c.hint = hint
-		return nil
-	}
+	return option(hint == AccessToken || hint == RefreshToken, func(c *config) { c.hint = hint },
+		"WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
+}
+
+// warn logs, whatever the handler does.
+func (c *config) warn(ctx context.Context, msg string, attrs ...any) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = guard(ctx, network(nil), func() (struct{}, error) { c.logger.WarnContext(ctx, msg, attrs...); return struct{}{}, nil }, nil)
 }
 
 // secrets are what no message may carry: those of the configuration, and more.

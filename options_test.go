@@ -196,3 +196,34 @@ func FuzzURLs(f *testing.F) {
 		}
 	})
 }
+
+func TestScopesAreCopied(t *testing.T) {
+	server := onLoopback(t)
+	scopes := []string{pingScope}
+	s := sourceOf(t, server, WithScopes(scopes...))
+	scopes[0] = "/else"
+	token(t, s)
+	assert.Equal(t, pingScope, server.TokenRequests()[0].Form.Get("scope"))
+}
+
+func TestOddURLsAreRefused(t *testing.T) {
+	for _, opt := range []Option{
+		WithOrigin("https://"), WithOrigin("https://:443"), WithBaseURL("https://h?"), WithBaseURL("https://h#f"),
+		WithBaseURL("ftp://127.0.0.1"), WithBaseURL("ws://localhost"),
+	} {
+		_, err := NewTokenSource(testCredentials, WithScopes(pingScope), opt)
+		assert.Error(t, err)
+	}
+}
+
+func TestBaseURLs(t *testing.T) {
+	for in, want := range map[string]string{
+		"https://h/v1//":         "https://h/v1/oauth2/token",
+		"https://h/a%2Fb/":       "https://h/a%2Fb/oauth2/token",
+		"http://LOCALHOST:8080/": "http://LOCALHOST:8080/oauth2/token",
+	} {
+		s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL(in))
+		require.NoError(t, err)
+		assert.Equal(t, want, s.endpoint.url(tokenPath))
+	}
+}

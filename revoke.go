@@ -53,6 +53,9 @@ func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHin
 // When it returns nil, nothing that s obtained before the call is alive. s
 // stays usable: the next Token starts afresh with the configured scopes.
 func (s *TokenSource) Revoke(ctx context.Context) error {
+	if s.endpoint == nil {
+		return errZero
+	}
 	if err := s.revoking.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("moovauth: Revoke: waiting for another Revoke: %w", err)
 	}

@@ -259,3 +259,48 @@ func TestRevokeUnderLoadLeavesNothingAlive(t *testing.T) {
 }
 
 var _ oauth2.TokenSource = (*TokenSource)(nil)
+
+// A RoundTripper that does not heed its context may return a token after its
+// grant has been given up.
+func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		n := 0
+		slow := roundTripper(func(r *http.Request) (*http.Response, error) {
+			n++
+			resp, err := server.Transport().RoundTrip(r)
+			if n == 1 {
+				time.Sleep(3 * time.Second)
+			}
+			return resp, err
+		})
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: slow}), WithTimeout(2*time.Second))
+		_, err := s.Token()
+		require.Error(t, err)
+		time.Sleep(time.Minute)
+		token(t, s)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Empty(t, server.AccessTokens())
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		server.Enqueue(moovtest.Answer{Body: `{"access_token":"old","expires_in":60}`})
+		token(t, s)
+		time.Sleep(50 * time.Second)
+		token(t, s)
+		synctest.Wait()
+		require.NotEqual(t, "old", token(t, s).AccessToken)
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		require.NoError(t, s.Revoke(t.Context()))
+		var revoked []string
+		for _, r := range server.RevokeRequests() {
+			revoked = append(revoked, r.Form.Get("token"))
+		}
+		assert.Contains(t, revoked, "old")
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"golang.org/x/oauth2"
 	"html"
 	"io"
 	"log/slog"
@@ -216,4 +217,60 @@ func TestPanicTextOfTheSourceIsMaskedToo(t *testing.T) {
 		assert.NotContains(t, out.text.String(), "moovtest-secret-key")
 		assert.Contains(t, out.text.String(), masked)
 	})
+}
+
+func TestSecretsInOddPlacesOfAReply(t *testing.T) {
+	const fresh = "a-fresh-token"
+	long := strings.Repeat("x", 190)
+	for name, answer := range map[string]func(secret string) moovtest.Answer{
+		"request ID of a good reply": func(secret string) moovtest.Answer {
+			return moovtest.Answer{Header: http.Header{"X-Request-Id": {secret + fresh}}, Body: `{"access_token":"` + fresh + `"}`}
+		},
+		"request ID that is cut off": func(secret string) moovtest.Answer {
+			return moovtest.Answer{Header: http.Header{"X-Request-Id": {long + secret}}, Body: `{"access_token":"x","token_type":"mac"}`}
+		},
+		"token type": func(string) moovtest.Answer {
+			return moovtest.Answer{Body: `{"access_token":"` + fresh + `","token_type":"` + fresh + `"}`}
+		},
+		"token type, refresh token": func(string) moovtest.Answer {
+			return moovtest.Answer{Body: `{"access_token":"x","refresh_token":"` + fresh + `","token_type":"` + fresh + `"}`}
+		},
+		"trailer": func(secret string) moovtest.Answer {
+			return moovtest.Answer{Handler: func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Trailer", "X-Echo")
+				w.WriteHeader(http.StatusBadRequest)
+				_, _ = io.WriteString(w, `{"error":"x"}`)
+				w.(http.Flusher).Flush()
+				w.Header().Set("X-Echo", secret)
+			}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := onLoopback(t)
+			a := answer(server.ClientSecret)
+			server.Enqueue(a, a, a)
+			seen := new(page)
+			s := sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(seen, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+			_, err := s.Token()
+			seen.print(err)
+			var refused *oauth2.RetrieveError
+			if errors.As(err, &refused) {
+				seen.print(*refused.Response)
+			}
+			assert.NotEmpty(t, seen.text.String())
+			assert.NotContains(t, seen.text.String(), server.ClientSecret[:9])
+			assert.NotContains(t, seen.text.String(), fresh)
+		})
+	}
+}
+
+func TestUsedUpTokenIsMaskedAfterRevoke(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown-refresh"}))
+	token(t, s)
+	require.NoError(t, s.Revoke(t.Context()))
+	a := moovtest.Answer{Status: 500, Body: `{"error":"unknown-refresh"}`}
+	server.Enqueue(a, a, a)
+	_, err := s.Token()
+	assert.NotContains(t, err.Error(), "unknown-refresh")
 }

@@ -225,7 +225,8 @@ func (s *TokenSource) good(ctx context.Context) (*held, error) {
 		}
 		if !now.reached(h.expireAt) {
 			if c := s.cooling.Load(); (c == nil || now.reached(c.until)) && !s.refreshing.Load() && s.refreshing.CompareAndSwap(false, true) {
-				s.grant(ctx)
+				over := s.grant(ctx)
+				go func() { <-over; s.refreshing.Store(false) }() // not by the flight, which can still be joined while it ends
 			}
 			return h, nil
 		}
@@ -233,10 +234,12 @@ func (s *TokenSource) good(ctx context.Context) (*held, error) {
 	return s.wait(ctx)
 }
 
+var errZero = errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
+
 // wait joins the shared grant, or starts it.
 func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 	if s.endpoint == nil {
-		return nil, errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
+		return nil, errZero
 	}
 	if ctx.Err() != nil {
 		return nil, gaveUp(ctx)
@@ -244,14 +247,20 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 	if err := s.cooled(s.endpoint.clock()); err != nil {
 		return nil, err
 	}
-	select {
-	case r := <-s.grant(ctx):
-		if r.Err != nil {
-			return nil, r.Err
+	for {
+		select {
+		case r := <-s.grant(ctx):
+			if r.Err != nil {
+				return nil, r.Err
+			}
+			h := r.Val.(*held)
+			if c := s.current.Load(); c != nil && c != h && c.token.AccessToken == h.token.AccessToken {
+				continue // invalidated while the flight was ending
+			}
+			return h, nil
+		case <-ctx.Done():
+			return nil, gaveUp(ctx)
 		}
-		return r.Val.(*held), nil
-	case <-ctx.Done():
-		return nil, gaveUp(ctx)
 	}
 }
 
@@ -266,7 +275,6 @@ func gaveUp(ctx context.Context) error {
 // it does not end with ctx, only within WithTimeout.
 func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
 	return s.flight.DoChan("", func() (any, error) {
-		defer s.refreshing.Store(false)
 		ctx, cancel := s.endpoint.limit(context.WithoutCancel(ctx))
 		defer cancel()
 		if err := s.granting.Acquire(ctx, 1); err != nil {
@@ -323,8 +331,7 @@ func (s *TokenSource) coolDown(ctx context.Context, err error) {
 	}
 	s.cooling.Store(&coolDown{s.endpoint.clock().add(wait), failures, err})
 
-	defer func() { _ = recover() }() // the flight has failed already: nothing is gained from the logger's panic
-	s.endpoint.logger.WarnContext(ctx, "moovauth: no token obtained",
+	s.endpoint.warn(ctx, "moovauth: no token obtained",
 		withStack(err, "error", err, "failures", failures, "delay", wait, "token_good_for", good)...)
 }
 
@@ -428,6 +435,10 @@ func (s *TokenSource) request(ctx context.Context, cache *visit, grantType strin
 		return nil, err
 	}
 	if ctx.Err() != nil { // the flight has been given up, and another may be under way
+		s.mu.Lock()
+		s.remember(&pastToken{token: r.token.RefreshToken, hint: RefreshToken})
+		s.remember(&pastToken{token: r.token.AccessToken, hint: AccessToken})
+		s.mu.Unlock()
 		return nil, gaveUp(ctx)
 	}
 	t := *r.token
@@ -503,6 +514,7 @@ func (s *TokenSource) take() []*pastToken {
 	defer s.mu.Unlock()
 	var taken []*pastToken
 	if h := s.current.Swap(nil); h != nil {
+		s.endCoolDown(s.endpoint.clock())
 		taken = append(taken,
 			&pastToken{token: h.token.RefreshToken, hint: RefreshToken},
 			&pastToken{token: h.token.AccessToken, hint: AccessToken, endAt: h.endAt})
@@ -549,7 +561,12 @@ func (s *TokenSource) Invalidate(accessToken string) {
 	refused := *h
 	refused.refreshAt, refused.expireAt = now, now
 	s.publish(&refused)
-	if c := s.cooling.Load(); c != nil { // it ends with the token in hand
+	s.endCoolDown(now)
+}
+
+// endCoolDown ends the cool-down with the token in hand.
+func (s *TokenSource) endCoolDown(now instant) {
+	if c := s.cooling.Load(); c != nil {
 		s.cooling.Store(&coolDown{now, c.failures, c.err})
 	}
 }
@@ -568,7 +585,10 @@ func (s *TokenSource) Format(f fmt.State, _ rune) {
 // with s, through a [Transport] on the transport of the client given with
 // [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
 func (s *TokenSource) Client() *http.Client {
-	c := *s.endpoint.client
+	var c http.Client
+	if s.endpoint != nil { // else its requests fail, and say why
+		c = *s.endpoint.client
+	}
 	c.Transport = &Transport{Base: c.Transport, Source: s}
 	return &c
 }

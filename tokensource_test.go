@@ -671,8 +671,13 @@ func TestFailedBackgroundGrantIsNotSeen(t *testing.T) {
 }
 
 func TestZeroTokenSourceSaysWhatToDo(t *testing.T) {
-	_, err := new(TokenSource).Token()
+	zero := new(TokenSource)
+	_, err := zero.Token()
 	assert.ErrorContains(t, err, "NewTokenSource")
+	assert.ErrorContains(t, zero.Revoke(t.Context()), "NewTokenSource")
+	_, err = zero.Client().Get(DefaultBaseURL)
+	assert.ErrorContains(t, err, "NewTokenSource")
+	zero.Invalidate("x")
 }
 
 func TestClientKeepsTheConfiguredClient(t *testing.T) {
@@ -737,4 +742,74 @@ func readAll(t testing.TB, resp *http.Response) string {
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
 	return string(body)
+}
+
+// The logger is called while the grant is ending: its token is there already.
+func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server, WithLogger(slog.New(handler(func(slog.Record) { time.Sleep(100 * time.Millisecond) }))))
+		go func() { _, _ = s.Token() }()
+		time.Sleep(10 * time.Millisecond)
+		refused := token(t, s)
+		s.Invalidate(refused.AccessToken)
+		assert.NotEqual(t, refused.AccessToken, token(t, s).AccessToken)
+		synctest.Wait()
+	})
+}
+
+func TestInvalidateDuringABackgroundGrantIsNotCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		first := token(t, s)
+		time.Sleep(13 * time.Minute)
+		server.SetLatency(100 * time.Millisecond)
+		token(t, s) // starts a background grant
+		time.Sleep(10 * time.Millisecond)
+		s.Invalidate(first.AccessToken)
+		second := token(t, s)
+		synctest.Wait()
+		s.Invalidate(second.AccessToken)
+		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
+	})
+}
+
+func TestInvalidateOfNothingDoesNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown"}))
+		s.Invalidate("")
+		first := token(t, s)
+		s.Invalidate(first.AccessToken)
+		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
+	})
+}
+
+func TestSavedTokenIsBearer(t *testing.T) {
+	for _, tokenType := range []string{"opaque", "JWT", "bearer", ""} {
+		saved := &oauth2.Token{AccessToken: "x", TokenType: tokenType, Expiry: time.Now().Add(10*time.Minute + time.Second/2)}
+		s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(saved))
+		require.NoError(t, err)
+		assert.Equal(t, "Bearer", token(t, s).TokenType)
+		assert.EqualValues(t, 600, token(t, s).ExpiresIn)
+		assert.Equal(t, tokenType, saved.TokenType, "the caller's is not touched")
+	}
+}
+
+func TestTimeLeftIsNotNegative(t *testing.T) {
+	assert.Zero(t, instant{}.after(instant{wall: 1}))
+	assert.Equal(t, time.Duration(1), instant{wall: 5, monotonic: 1}.after(instant{}))
+}
+
+func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(5*time.Second))
+		client := *server.Client()
+		client.Timeout = time.Second
+		began := time.Now()
+		_, err := sourceOf(t, server, WithHTTPClient(&client)).Token()
+		assert.Error(t, err)
+		assert.Less(t, time.Since(began), 4*time.Second, "three attempts")
+	})
 }

@@ -63,14 +63,15 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.err != nil {
 		return nil, fail(req, t.err)
 	}
-	authorise := t.Source != nil
-	if authorise && !t.to.trusts(req.URL) {
+	if t.Source != nil && !t.to.trusts(req.URL) {
 		if req.Response == nil { // not a redirect
 			return nil, fail(req, t.to.refuse(req.URL))
 		}
-		authorise = false
+		own := t.prepare(req, "")
+		delete(own.Header, "Authorization") // nor the caller's, which net/http keeps on the way to a subdomain, or to http
+		return t.base().RoundTrip(own)
 	}
-	if !authorise || t.to.isEndpoint(req.URL) {
+	if t.Source == nil || t.to.isEndpoint(req.URL) {
 		return t.base().RoundTrip(t.prepare(req, ""))
 	}
 
@@ -89,8 +90,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok {
 		return resp, nil
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain)
-	resp.Body.Close()
+	if resp.Body != nil {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxDrain)
+		resp.Body.Close()
+	}
 	return t.base().RoundTrip(again)
 }
 
@@ -223,13 +226,22 @@ type address struct {
 }
 
 func addressOf(u *url.URL) address {
-	a := address{strings.ToLower(u.Hostname()), u.Port()}
+	a := address{strings.Map(lowerASCII, u.Hostname()), u.Port()}
 	if a.port == "" && u.Scheme == "https" {
 		a.port = "443"
 	} else if a.port == "" {
 		a.port = "80"
 	}
 	return a
+}
+
+// lowerASCII leaves other letters alone: İ would become an i, but names another
+// host.
+func lowerASCII(r rune) rune {
+	if 'A' <= r && r <= 'Z' {
+		r += 'a' - 'A'
+	}
+	return r
 }
 
 func (a address) String() string { return net.JoinHostPort(a.host, a.port) }

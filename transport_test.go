@@ -565,3 +565,69 @@ func FuzzHosts(f *testing.F) {
 			strings.EqualFold(strings.Trim(host, "[]"), req.URL.Hostname()), "%q for %q", target, host)
 	})
 }
+
+func TestHostThatOnlyFoldsToAListedOne(t *testing.T) {
+	base := new(sink)
+	for _, target := range []string{"https://b\u0130lbao.example/", "https://\u212aelvin.example/"} {
+		_, err := roundTrip(t, &Transport{Source: static, Base: base, Hosts: []string{"bilbao.example", "kelvin.example"}}, target)
+		assert.Error(t, err)
+	}
+	assert.Nil(t, base.last)
+}
+
+// net/http keeps the caller's Authorization on the way to a subdomain, and from
+// https to http.
+func TestRedirectElsewhereIsFollowedWithoutTheCallersCredentials(t *testing.T) {
+	for _, elsewhere := range []string{"http://api.moov.io/x", "https://sub.api.moov.io/x"} {
+		var seen []*http.Request
+		base := roundTripper(func(r *http.Request) (*http.Response, error) {
+			seen = append(seen, r)
+			if len(seen) == 1 {
+				return &http.Response{StatusCode: http.StatusTemporaryRedirect, Header: http.Header{"Location": {elsewhere}}, Body: http.NoBody, Request: r}, nil
+			}
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
+		})
+		client := &http.Client{Transport: &Transport{Source: static, Base: base}}
+		req, err := http.NewRequest(http.MethodGet, DefaultBaseURL+"/ping", nil)
+		require.NoError(t, err)
+		req.SetBasicAuth("public", "secret")
+		_, err = client.Do(req)
+		require.NoError(t, err)
+		require.Len(t, seen, 2)
+		assert.Equal(t, "Bearer static", seen[0].Header.Get("Authorization"))
+		assert.NotContains(t, seen[1].Header, "Authorization")
+		assert.Equal(t, DefaultVersion, seen[1].Header.Get(VersionHeader))
+	}
+}
+
+// A mock may leave out the body of its answer.
+func Test401WithoutABody(t *testing.T) {
+	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}),
+		WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"access_token":"y"}`)), Request: r}, nil
+		})}))
+	require.NoError(t, err)
+	n := 0
+	base := roundTripper(func(r *http.Request) (*http.Response, error) {
+		n++
+		return &http.Response{StatusCode: http.StatusUnauthorized, Request: r}, nil
+	})
+	resp, err := (&http.Client{Transport: &Transport{Source: s, Base: base}}).Get(DefaultBaseURL)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusUnauthorized, resp.StatusCode)
+	assert.Equal(t, 2, n)
+}
+
+func TestEndpointsBelowAPathKeepTheirAuthorization(t *testing.T) {
+	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("https://gateway.example/moov"), WithToken(&oauth2.Token{AccessToken: "x"}))
+	require.NoError(t, err)
+	for path, want := range map[string]string{"/moov/oauth2/token": "Basic", "/moov/oauth2/revoke": "Basic", "/oauth2/token": "Bearer"} {
+		base := new(sink)
+		req, err := http.NewRequest(http.MethodPost, "https://gateway.example"+path, nil)
+		require.NoError(t, err)
+		req.SetBasicAuth("a", "b")
+		_, err = (&Transport{Source: s, Base: base}).RoundTrip(req)
+		require.NoError(t, err)
+		assert.Contains(t, base.last.Header.Get("Authorization"), want, path)
+	}
+}
