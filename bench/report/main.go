@@ -1,7 +1,7 @@
 // Report turns the output of one go test -bench run, and of one rollover run,
 // into the tables of README.md, which it writes between their marks:
 //
-//	go run ./report -bench results/bench.txt -rollover results/rollover.txt -o README.md
+//	go run ./report -bench results/bench.txt -rollover results/rollover.txt -o README.md -brief ../README.md
 //
 // Where a benchmark was run several times, its median counts.
 package main
@@ -25,15 +25,16 @@ func main() {
 	bench := flag.String("bench", "results/bench.txt", "`file` with the output of go test -bench")
 	rollover := flag.String("rollover", "results/rollover.txt", "`file` with the output of rollover")
 	out := flag.String("o", "README.md", "`file` to write the tables to")
+	brief := flag.String("brief", "../README.md", "`file` to write the rollover's tables alone to")
 	flag.Parse()
-	if err := update(*bench, *rollover, *out); err != nil {
+	if err := update(*bench, *rollover, *out, *brief); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
 	}
 }
 
-// update writes the tables into the file readme.
-func update(bench, rollover, readme string) error {
+// update writes the tables into the files readme and brief.
+func update(bench, rollover, readme, brief string) error {
 	f, err := os.Open(bench)
 	if err != nil {
 		return err
@@ -47,17 +48,37 @@ func update(bench, rollover, readme string) error {
 	if err != nil {
 		return err
 	}
-	text, err := os.ReadFile(readme)
+	return errors.Join(
+		rewrite(readme, section{"benchmarks", results.markdown()}, section{"rollover", string(rolled)}),
+		rewrite(brief, section{"rollover", tablesOf(string(rolled))}),
+	)
+}
+
+// section is what stands between two marks.
+type section struct{ name, text string }
+
+func rewrite(file string, sections ...section) error {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	if text, err = splice(text, "benchmarks", results.markdown()); err != nil {
-		return err
+	for _, s := range sections {
+		if text, err = splice(text, s.name, s.text); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
 	}
-	if text, err = splice(text, "rollover", string(rolled)); err != nil {
-		return err
+	return os.WriteFile(file, text, 0o644)
+}
+
+// tablesOf is rolled without what each peer was given.
+func tablesOf(rolled string) string {
+	var out strings.Builder
+	for line := range strings.Lines(rolled) {
+		if !strings.HasPrefix(line, "- ") {
+			out.WriteString(line)
+		}
 	}
-	return os.WriteFile(readme, text, 0o644)
+	return strings.ReplaceAll(out.String(), "\n\n\n", "\n\n")
 }
 
 // splice puts what between the marks of a section.

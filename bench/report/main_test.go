@@ -61,13 +61,20 @@ func TestSectionsAreReplaced(t *testing.T) {
 	assert.Error(t, err)
 }
 
-func TestREADMEIsFromTheResults(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
-	require.NoError(t, err)
-	again := filepath.Join(t.TempDir(), "README.md")
-	require.NoError(t, os.WriteFile(again, text, 0o600))
-	require.NoError(t, update("../results/bench.txt", "../results/rollover.txt", again))
-	written, err := os.ReadFile(again)
-	require.NoError(t, err)
-	assert.Equal(t, string(text), string(written), "run measure again")
+func TestREADMEsAreFromTheResults(t *testing.T) {
+	files := []string{"../README.md", "../../README.md"}
+	before := make([]string, len(files))
+	copies := make([]string, len(files))
+	for i, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		before[i], copies[i] = string(text), filepath.Join(t.TempDir(), "README.md")
+		require.NoError(t, os.WriteFile(copies[i], text, 0o600))
+	}
+	require.NoError(t, update("../results/bench.txt", "../results/rollover.txt", copies[0], copies[1]))
+	for i, file := range copies {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		assert.Equal(t, before[i], string(text), "run measure again")
+	}
 }
