@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -899,4 +900,146 @@ func TestLoggerThatPanicsDuringRevokeHarmsNobody(t *testing.T) {
 		}
 		assert.Empty(t, server.AccessTokens())
 	})
+}
+
+// brokenCache is a lockingCache that does what its mood says.
+type brokenCache struct {
+	*lockingCache
+	mood atomic.Value // of a string
+}
+
+func (c *brokenCache) is(mood string) bool { return c.mood.Load() == mood }
+
+func (c *brokenCache) try(ctx context.Context) error {
+	switch c.mood.Load() {
+	case "down":
+		return errors.New("no route to cache")
+	case "silent":
+		<-ctx.Done()
+		return ctx.Err()
+	case "out of order":
+		panic("out of order")
+	}
+	return nil
+}
+
+func (c *brokenCache) Get(ctx context.Context, key string) ([]byte, error) {
+	if err := c.try(ctx); err != nil {
+		return nil, err
+	}
+	data, err := c.lockingCache.Get(ctx, key)
+	if c.is("damaged") && len(data) > 0 {
+		data = bytes.Clone(data)
+		data[len(data)/2] ^= 1
+	}
+	return data, err
+}
+
+func (c *brokenCache) Put(ctx context.Context, key string, data []byte) error {
+	if err := c.try(ctx); err != nil {
+		return err
+	}
+	return c.lockingCache.Put(ctx, key, data)
+}
+
+func (c *brokenCache) Delete(ctx context.Context, key string) error {
+	if err := c.try(ctx); err != nil {
+		return err
+	}
+	return c.lockingCache.Delete(ctx, key)
+}
+
+func (c *brokenCache) Lock(ctx context.Context, key string) (func(), error) {
+	if err := c.try(ctx); err != nil {
+		return nil, err
+	}
+	return c.lockingCache.Lock(ctx, key)
+}
+
+// A day of a fleet of six, in which the cache, the endpoint and the processes
+// fail at random. While the endpoint is up there is a token for every call, and
+// it is one that the server takes within a few seconds.
+func TestFleetSoak(t *testing.T) {
+	for seed := range uint64(8) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
+			o := &outage{RoundTripper: server.Transport()}
+			cache := &brokenCache{lockingCache: newLockingCache()}
+			cache.latency = time.Millisecond
+			cache.mood.Store("")
+			start := func() *TokenSource {
+				return sourceOf(t, server, WithCache(cache), WithHTTPClient(&http.Client{Transport: o}))
+			}
+			fleet := make([]*TokenSource, 6)
+			for i := range fleet {
+				fleet[i] = start()
+			}
+			var up, restored time.Time // when the endpoint was last put right, and when tokens last died before their time
+			down := false
+			for began := time.Now(); time.Since(began) < 24*time.Hour; {
+				switch random.IntN(60) {
+				case 0:
+					down = true
+					o.set([]int{http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusUnauthorized}[random.IntN(3)], retryAfterHeader("5"))
+				case 1, 2, 3:
+					if down {
+						up, down = time.Now(), false
+						o.set(0, nil)
+					}
+				case 4:
+					cache.mood.Store([]string{"down", "silent", "out of order", "damaged"}[random.IntN(4)])
+				case 5, 6:
+					cache.mood.Store("")
+				case 7:
+					fleet[random.IntN(len(fleet))] = start()
+				case 8:
+					if random.IntN(10) == 0 {
+						server.RevokeAll()
+						restored = time.Now()
+					}
+				case 9:
+					if random.IntN(10) == 0 && !down {
+						if err := fleet[random.IntN(len(fleet))].Revoke(t.Context()); err != nil && time.Since(up) > time.Minute {
+							t.Errorf("seed %d: Revoke: %v", seed, err)
+						}
+						restored = time.Now()
+					}
+				}
+				var all sync.WaitGroup
+				for i, s := range fleet {
+					if random.IntN(3) == 0 {
+						continue // it does nothing this time
+					}
+					all.Go(func() {
+						ctx, cancel := context.WithTimeout(t.Context(), defaultTimeout+time.Second)
+						defer cancel()
+						for tries := 0; ; tries++ {
+							tok, err := s.TokenContext(ctx)
+							switch {
+							case err != nil:
+								if !down && time.Since(up) > time.Minute {
+									t.Errorf("seed %d, source %d: %v", seed, i, err)
+								}
+								return
+							case server.Alive(tok.AccessToken):
+								return
+							case time.Since(restored) > time.Hour || tries > 5:
+								t.Errorf("seed %d, source %d: a dead token, %d times", seed, i, tries)
+								return
+							}
+							s.Invalidate(tok.AccessToken)
+							time.Sleep(time.Second)
+						}
+					})
+				}
+				all.Wait()
+				time.Sleep(time.Duration(random.Int64N(int64(2 * time.Minute))))
+			}
+			time.Sleep(time.Hour)
+			assert.Empty(t, cache.held, "seed %d: the lock is free", seed)
+			assert.Less(t, len(server.TokenRequests()), 500, "seed %d", seed)
+			t.Logf("seed %d: %d token requests", seed, len(server.TokenRequests()))
+		})
+	}
 }

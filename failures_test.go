@@ -34,10 +34,11 @@ type outage struct {
 
 func (o *outage) RoundTrip(r *http.Request) (*http.Response, error) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	if o.status == 0 {
+		o.mu.Unlock()
 		return o.RoundTripper.RoundTrip(r)
 	}
+	defer o.mu.Unlock()
 	o.seen = append(o.seen, time.Now())
 	return &http.Response{StatusCode: o.status, Header: o.header.Clone(), Body: http.NoBody, Request: r}, nil
 }
