@@ -960,7 +960,7 @@ func (c *brokenCache) Lock(ctx context.Context, key string) (func(), error) {
 // fail at random. While the endpoint is up there is a token for every call, and
 // it is one that the server takes within a few seconds.
 func TestFleetSoak(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(4) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
