@@ -1,0 +1,195 @@
+// Package fleet is the example, but for where the token is kept: it starts
+// several processes that share one, and prints who asked the server for each
+// token and who adopted it from the cache.
+package fleet
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+const (
+	processes = 4
+	lifetime  = 3 * time.Second // refreshed after 2.1 s
+	tokens    = 3               // that the fleet lives through
+	turn      = 100 * time.Millisecond
+)
+
+// A Fleet is what the two variants of the example differ in.
+type Fleet struct {
+	Where string // the cache is, in words
+
+	// Cache opens the cache that all processes share.
+	Cache func() (moovauth.Cache, error)
+
+	// AtOnce makes all processes need a token at the same moment, for which a
+	// cache has to have a lock. Without, they need it in turn.
+	AtOnce bool
+
+	Env []string // of the processes, on top of the program's own
+}
+
+const memberVariable = "FLEET_MEMBER" // set in a member: the base URL of the server that it asks
+
+// Run runs the fleet or, in a process that a fleet has started, its member.
+func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
+	if baseURL := os.Getenv(memberVariable); baseURL != "" {
+		return f.runMember(baseURL, in, out)
+	}
+	server := moovtest.NewServer(moovtest.WithLifetime(lifetime))
+	defer server.Close()
+	var members []*member
+	defer func() {
+		for _, m := range members {
+			_ = m.in.Close() // at the end of its input it ends
+		}
+		for _, m := range members {
+			_ = m.command.Wait()
+		}
+	}()
+	for i := range processes {
+		m, err := f.start(ctx, i+1, server.URL)
+		if err != nil {
+			return err
+		}
+		members = append(members, m)
+	}
+	fmt.Fprintf(out, "%d processes, a cache in %s, and a test server whose tokens live %v\n", processes, f.Where, lifetime)
+
+	begin := time.Now()
+	ticker := time.NewTicker(turn)
+	defer ticker.Stop()
+	seen := make(map[string]int) // the tokens, by their print, in the order seen
+	behind := func(m *member) bool { return m.has < tokens }
+	for round := 0; slices.ContainsFunc(members, behind); round++ {
+		calling := members
+		if !f.AtOnce {
+			calling = members[round%processes:][:1]
+		}
+		for _, m := range calling {
+			if _, err := io.WriteString(m.in, "call\n"); err != nil {
+				return m.failed(err)
+			}
+		}
+		for _, m := range calling {
+			if !m.out.Scan() {
+				return m.failed(m.out.Err())
+			}
+			how, token, news := strings.Cut(m.out.Text(), " ")
+			if !news {
+				continue
+			}
+			if seen[token] == 0 {
+				seen[token] = len(seen) + 1
+			}
+			m.has = seen[token]
+			fmt.Fprintf(out, "%4.1fs  process %d  %-7s token %d\n", time.Since(begin).Seconds(), m.number, how, m.has)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	fmt.Fprintf(out, "%d token requests; without a cache: %d\n", len(server.TokenRequests()), processes*tokens)
+	return nil
+}
+
+// member is a process of the fleet, as its parent has it.
+type member struct {
+	number  int
+	has     int // which token
+	command *exec.Cmd
+	in      io.WriteCloser
+	out     *bufio.Scanner
+}
+
+// start starts this program again, as a member.
+func (f *Fleet) start(ctx context.Context, number int, baseURL string) (*member, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	m := &member{number: number, command: exec.CommandContext(ctx, self)}
+	m.command.Env = append(append(os.Environ(), f.Env...), memberVariable+"="+baseURL)
+	m.command.Stderr = os.Stderr
+	if m.in, err = m.command.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := m.command.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	m.out = bufio.NewScanner(out)
+	return m, m.command.Start()
+}
+
+func (m *member) failed(err error) error {
+	return fmt.Errorf("process %d has ended: %w", m.number, cmp.Or(err, io.EOF))
+}
+
+// runMember needs a token for each line of in. It answers with a line that is
+// empty, or says how it got a new token, and the token's print.
+func (f *Fleet) runMember(baseURL string, in io.Reader, out io.Writer) error {
+	cache, err := f.Cache()
+	if err != nil {
+		return err
+	}
+	var got news
+	source, err := moovauth.NewTokenSource(
+		// What moovtest's server knows. A fleet of yours has the same API key in all processes.
+		moovauth.Credentials{ClientID: "moovtest-public-key", ClientSecret: "moovtest-secret-key"},
+		moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(baseURL),
+		moovauth.WithCache(cache), moovauth.WithLogger(slog.New(&got)))
+	if err != nil {
+		return err
+	}
+	last := ""
+	for calls := bufio.NewScanner(in); calls.Scan(); {
+		token, err := source.Token()
+		if err != nil {
+			return err
+		}
+		if token.AccessToken == last {
+			fmt.Fprintln(out)
+			continue
+		}
+		last = token.AccessToken
+		fmt.Fprintf(out, "%s %x\n", got.how.Load(), sha256.Sum256([]byte(last)))
+	}
+	return nil
+}
+
+// news is a slog.Handler that notes how the last token was got. Its other
+// records, such as that the cache does not answer, go to standard error.
+type news struct{ how atomic.Value }
+
+func (*news) Enabled(context.Context, slog.Level) bool { return true }
+func (n *news) WithAttrs([]slog.Attr) slog.Handler     { return n }
+func (n *news) WithGroup(string) slog.Handler          { return n }
+
+func (n *news) Handle(ctx context.Context, r slog.Record) error {
+	switch {
+	case r.Message == "moovauth: token obtained":
+		n.how.Store("asked")
+	case r.Message == "moovauth: token adopted from the cache":
+		n.how.Store("adopted")
+	case r.Level >= slog.LevelWarn:
+		return slog.NewTextHandler(os.Stderr, nil).Handle(ctx, r)
+	}
+	return nil
+}

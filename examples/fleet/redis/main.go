@@ -1,0 +1,45 @@
+// Redis is the fleet example on Redis: REDIS_URL says which, such as
+// redis://localhost:6379. Run it as REDIS_URL=… go run ./examples/fleet.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/examples/fleet/internal/fleet"
+	"github.com/moovauth/moovauth/rediscache"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Stdin, os.Stdout, os.Getenv("REDIS_URL")); err != nil {
+		fmt.Fprintln(os.Stderr, "fleet:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, in io.Reader, out io.Writer, url string) error {
+	opts, err := redis.ParseURL(url)
+	if err != nil {
+		return fmt.Errorf("REDIS_URL: %w", err)
+	}
+	client := redis.NewClient(opts)
+	defer client.Close()
+	f := fleet.Fleet{
+		Where: "Redis at " + opts.Addr,
+		Cache: func() (moovauth.Cache, error) {
+			return rediscache.New(client, rediscache.WithPrefix("example-"), rediscache.WithTTL(time.Minute))
+		},
+		AtOnce: true,
+		Env:    []string{"REDIS_URL=" + url},
+	}
+	return f.Run(ctx, in, out)
+}

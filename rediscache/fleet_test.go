@@ -1,0 +1,365 @@
+package rediscache
+
+// This file runs fleets: many sources in one process, and many processes, each
+// this test binary started again. What they asked for is the server's record.
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+const (
+	pingScope = "/ping.read"
+
+	// Refreshed after 3.5 to 3.6 s, used up to 4.5 s, dead at the server after 5 s.
+	shortLife = 5 * time.Second
+
+	roleVariable   = "REDISCACHE_TEST_ROLE"   // what a process started again is
+	memberVariable = "REDISCACHE_TEST_MEMBER" // a member, as JSON
+)
+
+// roles are what this binary does when it is started again, until the end of in.
+var roles = map[string]func(in io.Reader, out io.Writer) error{
+	"member": beMember,
+	"holder": holdLock,
+}
+
+// member is a process of a fleet.
+type member struct {
+	BaseURL, ClientID, ClientSecret string
+	Redis                           string // its address; "": no cache
+	Key                             string // that a holder locks
+	LockTTL                         time.Duration
+	Tokens                          int // when to stop
+}
+
+func (m *member) cache() (*Cache, error) {
+	client := redis.NewClient(&redis.Options{Addr: m.Redis, ContextTimeoutEnabled: true})
+	return New(client, WithLockTTL(m.LockTTL))
+}
+
+// beMember says that it is ready, and after the first line of in says each new
+// token that it gets, until it has had as many as it should.
+func beMember(in io.Reader, out io.Writer) error {
+	var m member
+	if err := json.Unmarshal([]byte(os.Getenv(memberVariable)), &m); err != nil {
+		return err
+	}
+	opts := []moovauth.Option{moovauth.WithScopes(pingScope), moovauth.WithBaseURL(m.BaseURL)}
+	if m.Redis != "" {
+		cache, err := m.cache()
+		if err != nil {
+			return err
+		}
+		opts = append(opts, moovauth.WithCache(cache))
+	}
+	source, err := moovauth.NewTokenSource(moovauth.Credentials{ClientID: m.ClientID, ClientSecret: m.ClientSecret}, opts...)
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(in)
+	fmt.Fprintln(out, "ready")
+	if !lines.Scan() {
+		return lines.Err()
+	}
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		for lines.Scan() {
+		}
+	}()
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	var last string
+	for had := 0; had < m.Tokens; {
+		select {
+		case <-stop:
+			return nil
+		case <-ticker.C:
+		}
+		token, err := source.Token()
+		if err != nil {
+			return err
+		}
+		if token.AccessToken != last {
+			had, last = had+1, token.AccessToken
+			fmt.Fprintln(out, last)
+		}
+	}
+	<-stop
+	return nil
+}
+
+// process is this binary, started again.
+type process struct {
+	*exec.Cmd
+	in  io.WriteCloser
+	end func() error // closes its input, and waits for it
+
+	mu    sync.Mutex // guards what follows
+	lines []string
+	ended bool
+}
+
+func startProcess(t *testing.T, role string, m member) *process {
+	t.Helper()
+	text, err := json.Marshal(m)
+	require.NoError(t, err)
+	p := &process{Cmd: exec.Command(os.Args[0])}
+	p.Env = append(os.Environ(), roleVariable+"="+role, memberVariable+"="+string(text))
+	var complaints strings.Builder
+	p.Stderr = &complaints
+	p.in, err = p.StdinPipe()
+	require.NoError(t, err)
+	out, err := p.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, p.Start())
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for scanner := bufio.NewScanner(out); scanner.Scan(); {
+			p.mu.Lock()
+			p.lines = append(p.lines, scanner.Text())
+			p.mu.Unlock()
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.ended = true
+	}()
+	p.end = sync.OnceValue(func() error {
+		_ = p.in.Close()
+		<-read // Wait closes what is being read
+		if err := p.Wait(); err != nil {
+			return fmt.Errorf("%w: %s", err, complaints.String())
+		}
+		return nil
+	})
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		_ = p.end()
+	})
+	return p
+}
+
+// said is what p has said, after ready.
+func (p *process) said() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.lines[min(1, len(p.lines)):])
+}
+
+// awaitAll waits until all processes fulfil a condition, or one has ended.
+func awaitAll(t *testing.T, all []*process, done func() bool) {
+	t.Helper()
+	var early *process
+	require.Eventually(t, func() bool {
+		for _, p := range all {
+			p.mu.Lock()
+			if p.ended {
+				early = p
+			}
+			p.mu.Unlock()
+		}
+		return early != nil || done()
+	}, 2*soon, tick)
+	if early != nil {
+		require.NoError(t, early.end())
+		require.Fail(t, "a process ended early")
+	}
+}
+
+// startTogether starts n processes, and lets them go at once when all are ready.
+func startTogether(t *testing.T, n int, role string, m member) []*process {
+	t.Helper()
+	all := make([]*process, n)
+	for i := range all {
+		all[i] = startProcess(t, role, m)
+	}
+	awaitAll(t, all, func() bool {
+		return !slices.ContainsFunc(all, func(p *process) bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return len(p.lines) == 0
+		})
+	})
+	for _, p := range all {
+		_, err := io.WriteString(p.in, "go\n")
+		require.NoError(t, err)
+	}
+	return all
+}
+
+// runProcesses runs 8 processes through 3 rollovers: until each has had 4
+// tokens or, with a cache, the 4th that any of them has had. It returns what the
+// server saw.
+func runProcesses(t *testing.T, redisAddr string) []moovtest.Request {
+	t.Helper()
+	const tokens = 4
+	server := moovtest.NewServer(moovtest.WithLifetime(shortLife))
+	t.Cleanup(server.Close)
+	all := startTogether(t, 8, "member", member{
+		BaseURL: server.URL, ClientID: server.ClientID, ClientSecret: server.ClientSecret,
+		Redis: redisAddr, LockTTL: defaultLockTTL, Tokens: tokens,
+	})
+	awaitAll(t, all, func() bool {
+		alive := server.AccessTokens() // the newest last
+		different := make(map[string]bool)
+		for _, p := range all {
+			had := p.said()
+			for _, token := range had {
+				different[token] = true
+			}
+			if redisAddr == "" && len(had) < tokens ||
+				redisAddr != "" && (len(had) == 0 || had[len(had)-1] != alive[len(alive)-1]) {
+				return false
+			}
+		}
+		return len(different) >= tokens
+	})
+	for _, p := range all {
+		_ = p.in.Close() // all end at once
+	}
+	for _, p := range all {
+		require.NoError(t, p.end())
+	}
+	return server.TokenRequests()
+}
+
+func TestProcessesShareEachToken(t *testing.T) {
+	t.Parallel()
+	requests := runProcesses(t, startRedis(t).addr)
+	var grants []string
+	for _, r := range requests {
+		grants = append(grants, r.GrantType)
+	}
+	assert.Equal(t, []string{"client_credentials", "refresh_token", "refresh_token", "refresh_token"}, grants)
+	m := model{lifetime: shortLife}
+	assert.Len(t, requests, m.requests(8, 3, true))
+	earliest, _ := m.refresh()
+	for i := range requests[1:] {
+		// They are counted from when they were sent, and seen when they came.
+		assert.Greater(t, requests[i+1].Time.Sub(requests[i].Time), earliest-500*time.Millisecond)
+	}
+	t.Logf("8 processes, 3 rollovers, one cache: %d token requests", len(requests))
+}
+
+func TestProcessesWithoutACacheAskEach(t *testing.T) {
+	t.Parallel()
+	requests := runProcesses(t, "")
+	assert.Len(t, requests, 32)
+	assert.Len(t, requests, model{lifetime: shortLife}.requests(8, 3, false))
+	t.Logf("8 processes, 3 rollovers, no cache: %d token requests", len(requests))
+}
+
+func TestSourcesThatStartAtOnceAskOnce(t *testing.T) {
+	server := moovtest.NewServer(moovtest.WithLatency(200 * time.Millisecond))
+	defer server.Close()
+	cache := cacheOn(t, startRedis(t).addr)
+	start := time.Now()
+	tokens := together(t, sourcesOf(t, server, 200, moovauth.WithCache(cache)))
+	for _, token := range tokens {
+		assert.Equal(t, tokens[0], token)
+	}
+	assert.Len(t, server.TokenRequests(), 1)
+	t.Logf("200 sources, started at once: %d token request, and all had it after %v", len(server.TokenRequests()), time.Since(start).Round(time.Millisecond))
+}
+
+func TestLockOfAKilledProcessBecomesFree(t *testing.T) {
+	r := startRedis(t)
+	cache := cacheOn(t, r.addr)
+	const ttl = 2 * time.Second
+	holder := startTogether(t, 1, "holder", member{Redis: r.addr, Key: "a", LockTTL: ttl})[0]
+	awaitAll(t, []*process{holder}, func() bool { return len(holder.said()) == 1 })
+
+	brief, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := cache.Lock(brief, "a")
+	require.ErrorIs(t, err, context.DeadlineExceeded, "it is held")
+
+	require.NoError(t, holder.Process.Kill()) // SIGKILL
+	require.Error(t, holder.end())
+	killed := time.Now()
+	require.Len(t, connect(t, r.addr).Keys(t.Context(), "a:lock").Val(), 1, "it is held by nobody")
+	waiting, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	unlock, err := cache.Lock(waiting, "a")
+	require.NoError(t, err)
+	unlock()
+	waited := time.Since(killed)
+	assert.Less(t, waited, ttl+time.Second)
+	t.Logf("free %v after its holder was killed, of a time to live of %v", waited.Round(time.Millisecond), ttl)
+}
+
+// holdLock locks, says so, and keeps the lock until the end of in.
+func holdLock(in io.Reader, out io.Writer) error {
+	var m member
+	if err := json.Unmarshal([]byte(os.Getenv(memberVariable)), &m); err != nil {
+		return err
+	}
+	cache, err := m.cache()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "ready")
+	unlock, err := cache.Lock(context.Background(), m.Key)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "held")
+	_, err = io.Copy(io.Discard, in)
+	unlock()
+	return err
+}
+
+// sourcesOf returns n sources of one client.
+func sourcesOf(t *testing.T, server *moovtest.Server, n int, opts ...moovauth.Option) []*moovauth.TokenSource {
+	t.Helper()
+	all := make([]*moovauth.TokenSource, n)
+	for i := range all {
+		var err error
+		all[i], err = moovauth.NewTokenSource(
+			moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+			append([]moovauth.Option{moovauth.WithScopes(pingScope), moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client())}, opts...)...)
+		require.NoError(t, err)
+	}
+	return all
+}
+
+// together calls Token of all sources at once, and returns the tokens.
+func together(t *testing.T, sources []*moovauth.TokenSource) []string {
+	t.Helper()
+	tokens := make([]string, len(sources))
+	errs := make([]error, len(sources))
+	var all sync.WaitGroup
+	for i, s := range sources {
+		all.Go(func() {
+			var token *oauth2.Token
+			if token, errs[i] = s.Token(); errs[i] == nil {
+				tokens[i] = token.AccessToken
+			}
+		})
+	}
+	all.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	return tokens
+}

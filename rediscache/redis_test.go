@@ -1,0 +1,159 @@
+package rediscache
+
+// This file is the Redis that the tests run against: a redis-server of their
+// own where the machine has one, else miniredis in this process.
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	soon = 30 * time.Second      // for what must come
+	tick = 10 * time.Millisecond // between two looks
+)
+
+// redisBinary is "" where there is none.
+var redisBinary = func() string {
+	path, _ := exec.LookPath("redis-server")
+	return path
+}()
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		if err := roles[role](os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, role+":", err)
+			os.Exit(1)
+		}
+		return
+	}
+	redis.SetLogger(new(logging.VoidLogger)) // else it says of each dial that a Redis is down
+	if redisBinary == "" {
+		fmt.Println("there is no redis-server: miniredis serves")
+	} else {
+		version, _ := exec.Command(redisBinary, "--version").Output()
+		fmt.Printf("%s serves: %s", redisBinary, version)
+	}
+	os.Exit(m.Run())
+}
+
+// testRedis is a Redis without persistence: what is killed has forgotten all.
+type testRedis struct {
+	addr  string
+	start func()
+	kill  func()
+}
+
+// startRedis starts a Redis on a loopback port. It ends with the test.
+func startRedis(t *testing.T, args ...string) *testRedis {
+	t.Helper()
+	var r *testRedis
+	if redisBinary == "" {
+		t.Log("with miniredis")
+		r = miniRedis(t)
+	} else {
+		t.Log("with", redisBinary)
+		r = realRedis(t, args)
+	}
+	r.start()
+	t.Cleanup(func() { r.kill() })
+	return r
+}
+
+func realRedis(t *testing.T, args []string) *testRedis {
+	port := freePort(t)
+	r := &testRedis{addr: net.JoinHostPort("127.0.0.1", port)}
+	args = append([]string{
+		"--bind", "127.0.0.1", "--port", port, "--dir", t.TempDir(),
+		"--save", "", "--appendonly", "no", "--loglevel", "warning",
+	}, args...)
+	var running *exec.Cmd
+	r.start = func() {
+		running = exec.Command(redisBinary, args...)
+		running.Stderr = os.Stderr
+		require.NoError(t, running.Start())
+		client := redis.NewClient(&redis.Options{Addr: r.addr})
+		defer client.Close()
+		require.Eventually(t, func() bool { return client.Ping(context.Background()).Err() == nil }, soon, tick)
+	}
+	r.kill = func() {
+		if running != nil {
+			_ = running.Process.Kill()
+			_ = running.Wait()
+			running = nil
+		}
+	}
+	return r
+}
+
+func miniRedis(t *testing.T) *testRedis {
+	server := miniredis.NewMiniRedis()
+	r := new(testRedis)
+	r.start = func() {
+		if r.addr == "" {
+			require.NoError(t, server.Start())
+			r.addr = server.Addr()
+			return
+		}
+		server.FlushAll()
+		require.NoError(t, server.Restart())
+	}
+	r.kill = server.Close
+	go func() { // its keys do not age by themselves
+		ticker := time.NewTicker(tick)
+		defer ticker.Stop()
+		for last := time.Now(); ; {
+			select {
+			case now := <-ticker.C:
+				server.FastForward(now.Sub(last))
+				last = now
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	return r
+}
+
+// freePort finds a port below those that outgoing connections take, so that
+// a Redis that was killed finds its port free when it comes back.
+func freePort(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		port := strconv.Itoa(15000 + rand.N(15000))
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
+			require.NoError(t, l.Close())
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
+// connect returns a client that is closed with the test.
+func connect(t *testing.T, addr string) *redis.Client {
+	t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// cacheOn returns a cache in the Redis at addr.
+func cacheOn(t *testing.T, addr string, opts ...Option) *Cache {
+	t.Helper()
+	cache, err := New(connect(t, addr), opts...)
+	require.NoError(t, err)
+	return cache
+}
