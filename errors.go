@@ -1,7 +1,8 @@
 package moovauth
 
 // This file holds what goes wrong, as a caller sees it: Error, which is what
-// an endpoint answered, and the masking of secrets in every message.
+// an endpoint answered, the masking of secrets in every message, and the guard
+// against plugged-in code that panics or does not return.
 
 import (
 	"context"
@@ -322,4 +323,11 @@ func withStack(err error, attrs ...any) []any {
 		attrs = append(attrs, "stack", panicked.stack)
 	}
 	return attrs
+}
+
+// warn logs, and returns soon whatever the handler does.
+func (c *config) warn(ctx context.Context, msg string, attrs ...any) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = guard(ctx, network(nil), func() (struct{}, error) { c.logger.WarnContext(ctx, msg, attrs...); return struct{}{}, nil }, nil)
 }

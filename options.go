@@ -4,7 +4,6 @@ package moovauth
 // It knows nothing of requests or of a token's life: the other files read what is gathered here.
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -305,13 +304,6 @@ func WithLogger(l *slog.Logger) Option {
 func WithTokenTypeHint(hint TokenTypeHint) Option {
 	return option(hint == AccessToken || hint == RefreshToken, func(c *config) { c.hint = hint },
 		"WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
-}
-
-// warn logs, whatever the handler does.
-func (c *config) warn(ctx context.Context, msg string, attrs ...any) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_, _ = guard(ctx, network(nil), func() (struct{}, error) { c.logger.WarnContext(ctx, msg, attrs...); return struct{}{}, nil }, nil)
 }
 
 // secrets are what no message may carry: those of the configuration, and more.
