@@ -960,6 +960,7 @@ func (c *brokenCache) Lock(ctx context.Context, key string) (func(), error) {
 // fail at random. While the endpoint is up there is a token for every call, and
 // it is one that the server takes within a few seconds.
 func TestFleetSoak(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else the race detector itself crashes now and then: see golang/go#78156
 	for seed := range uint64(4) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
