@@ -9,15 +9,12 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -245,66 +242,4 @@ func call[T any](ctx context.Context, v *visit, op string, most time.Duration, f
 func missing(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) ||
 		strings.HasSuffix(err.Error(), "cache miss") // autocert.ErrCacheMiss, which cannot be named without its module
-}
-
-// DirCache is a [Cache] in a directory, for processes that run one after the
-// other, or a few on one machine. It makes the directory where there is none,
-// for its owner alone (0700), with files that only the owner can read (0600). A
-// file is written whole or not at all.
-type DirCache string
-
-// Get reads a file. Its error is [fs.ErrNotExist] where there is none.
-func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
-	dir, err := d.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	f, err := dir.Open(key)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxEntry))
-}
-
-// Put writes a file.
-func (d DirCache) Put(ctx context.Context, key string, data []byte) error {
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return err
-	}
-	dir, err := d.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	part := key + ".part-" + rand.Text()
-	if err := dir.WriteFile(part, data, 0o600); err != nil {
-		return errors.Join(err, dir.Remove(part))
-	}
-	if err := dir.Rename(part, key); err != nil {
-		return errors.Join(err, dir.Remove(part))
-	}
-	return nil
-}
-
-// Delete removes a file.
-func (d DirCache) Delete(ctx context.Context, key string) error {
-	dir, err := d.open(ctx)
-	if err == nil {
-		defer dir.Close()
-		err = dir.Remove(key)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// open opens the directory. No key leads out of it.
-func (d DirCache) open(ctx context.Context) (*os.Root, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	return os.OpenRoot(string(d))
 }

@@ -10,9 +10,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -732,118 +729,6 @@ func TestCacheOptionsThatCannotWork(t *testing.T) {
 	assert.ErrorContains(t, err, "WithCache")
 	_, err = NewTokenSource(testCredentials, WithToken(&oauth2.Token{RefreshToken: "x"}), WithCache(new(memoryCache)))
 	assert.ErrorContains(t, err, "WithScopes")
-}
-
-func TestDirCache(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "not", "there yet")
-	c := DirCache(dir)
-	_, err := c.Get(t.Context(), "a")
-	require.ErrorIs(t, err, fs.ErrNotExist)
-	require.NoError(t, c.Delete(t.Context(), "a"))
-
-	require.NoError(t, c.Put(t.Context(), "a", []byte("1")))
-	require.NoError(t, c.Put(t.Context(), "a", []byte("2")))
-	data, err := c.Get(t.Context(), "a")
-	require.NoError(t, err)
-	assert.Equal(t, "2", string(data))
-	if runtime.GOOS != "windows" {
-		for path, mode := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, filepath.Join(dir, "a"): 0o600} {
-			info, err := os.Stat(path)
-			require.NoError(t, err)
-			assert.Equal(t, mode, info.Mode())
-		}
-	}
-	require.NoError(t, c.Delete(t.Context(), "a"))
-	require.NoError(t, c.Delete(t.Context(), "a"))
-	_, err = c.Get(t.Context(), "a")
-	require.ErrorIs(t, err, fs.ErrNotExist)
-
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "large"), make([]byte, maxEntry+1), 0o600))
-	data, err = c.Get(t.Context(), "large")
-	require.NoError(t, err)
-	assert.Len(t, data, maxEntry, "no more is read than an entry can be long")
-	require.NoError(t, c.Delete(t.Context(), "large"))
-
-	for _, key := range []string{"../out", "/out", "../../out", "a/../../out", ""} {
-		assert.Error(t, c.Put(t.Context(), key, []byte("x")), key)
-	}
-	require.NoError(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
-	assert.Error(t, c.Put(t.Context(), "folder", []byte("x")))
-	left, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	assert.Len(t, left, 1, "nothing is left behind by what failed")
-
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	assert.ErrorIs(t, c.Put(ended, "a", nil), context.Canceled)
-	assert.ErrorIs(t, c.Delete(ended, "a"), context.Canceled)
-	_, err = c.Get(ended, "a")
-	assert.ErrorIs(t, err, context.Canceled)
-}
-
-func TestDirCacheOutlivesASource(t *testing.T) {
-	server := onLoopback(t)
-	dir := DirCache(t.TempDir())
-	first := token(t, sourceOf(t, server, WithCache(dir)))
-	assert.Equal(t, first.AccessToken, token(t, sourceOf(t, server, WithCache(dir))).AccessToken)
-	assert.Len(t, server.TokenRequests(), 1)
-	require.NoError(t, sourceOf(t, server, WithCache(dir)).Revoke(t.Context()))
-	left, err := os.ReadDir(string(dir))
-	require.NoError(t, err)
-	assert.Empty(t, left)
-}
-
-const writerDir = "MOOVAUTH_TEST_WRITER"
-
-// TestDirCacheWriter is the process that the next test kills.
-func TestDirCacheWriter(t *testing.T) {
-	dir := os.Getenv(writerDir)
-	if dir == "" {
-		t.Skip("run by TestDirCacheIsNeverHalfWritten")
-	}
-	fmt.Println("writing")
-	for i := 0; ; i++ {
-		if err := DirCache(dir).Put(t.Context(), "a", wholeEntry(i)); err != nil {
-			fmt.Println(err)
-		}
-	}
-}
-
-// wholeEntry is large enough to be killed in, and tells whether it is whole.
-func wholeEntry(i int) []byte { return bytes.Repeat([]byte{'a' + byte(i%26)}, 256<<10) }
-
-func TestDirCacheIsNeverHalfWritten(t *testing.T) {
-	dir := t.TempDir()
-	require.NoError(t, DirCache(dir).Put(t.Context(), "a", wholeEntry(0)))
-	cut := 0
-	for range 200 {
-		writer := exec.Command(os.Args[0], "-test.run=^TestDirCacheWriter$")
-		writer.Env = append(os.Environ(), writerDir+"="+dir)
-		out, err := writer.StdoutPipe()
-		require.NoError(t, err)
-		require.NoError(t, writer.Start())
-		_, err = out.Read(make([]byte, len("writing")))
-		require.NoError(t, err)
-		var data []byte
-		for range 3 {
-			data, err = DirCache(dir).Get(t.Context(), "a")
-			require.NoError(t, err)
-			require.Equal(t, wholeEntry(int(data[0]-'a')), data)
-		}
-		require.NoError(t, writer.Process.Kill())
-		_ = writer.Wait()
-		data, err = DirCache(dir).Get(t.Context(), "a")
-		require.NoError(t, err)
-		require.Equal(t, wholeEntry(int(data[0]-'a')), data)
-		parts, err := filepath.Glob(filepath.Join(dir, "a.part-*"))
-		require.NoError(t, err)
-		cut += len(parts)
-		for _, part := range parts {
-			require.NoError(t, os.Remove(part))
-		}
-	}
-	t.Logf("of 200 writers killed, %d were in the middle of a file", cut)
-	assert.NotZero(t, cut, "else nothing is shown")
 }
 
 func FuzzOpenCached(f *testing.F) {
