@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -44,6 +45,7 @@ type token struct {
 	scopes []string
 	expiry time.Time // zero: never
 	serial int       // in order of issue
+	family int       // the serial of the client-credentials grant that it descends from
 }
 
 func (t token) alive(now time.Time) bool { return t.expiry.IsZero() || now.Before(t.expiry) }
@@ -61,7 +63,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	form, malformed := fields(r.Header.Get("Content-Type"), body)
 
-	id, answer, latency := s.arrive(r, cancel, body, form)
+	id, answer, latency, ok := s.arrive(r, cancel, body, form)
 	defer s.leave(ctx)
 	if broken != nil || !wait(ctx, latency) {
 		panic(http.ErrAbortHandler)
@@ -70,6 +72,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("X-Request-Id", id)
 	header.Set("Date", s.now().UTC().Format(http.TimeFormat))
+	if !ok {
+		header.Set("Retry-After", "1") // either window is a second long
+		refuse(w, http.StatusTooManyRequests, "too_many_requests", "the rate limit is "+strconv.Itoa(s.perSecond)+" requests per second")
+		return
+	}
 	if answer != nil {
 		answer.write(w, r)
 		return
@@ -100,10 +107,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // arrive records r, and returns the request ID that it is given, the prepared
-// answer that it takes if there is one, and how long it has to wait.
-func (s *Server) arrive(r *http.Request, hangUp context.CancelFunc, body []byte, form url.Values) (string, *Answer, time.Duration) {
+// answer that it takes if there is one, how long it has to wait, and whether it
+// is within the rate limit.
+func (s *Server) arrive(r *http.Request, hangUp context.CancelFunc, body []byte, form url.Values) (id string, answer *Answer, latency time.Duration, ok bool) {
 	seen := Request{
-		Time: s.now(), Method: r.Method, Path: r.URL.Path, Header: r.Header.Clone(), Body: string(body), Form: form,
+		Method: r.Method, Path: r.URL.Path, Header: r.Header.Clone(), Body: string(body), Form: form,
 		RequestID: newRequestID(),
 	}
 	seen.ClientID, _ = client(r, form)
@@ -117,9 +125,9 @@ func (s *Server) arrive(r *http.Request, hangUp context.CancelFunc, body []byte,
 		panic(http.ErrAbortHandler)
 	}
 	s.serving[r.Context()] = hangUp
-	var answer *Answer
-	var latency time.Duration
-	if seen.Path == tokenPath || seen.Path == revokePath {
+	seen.Time = s.now()
+	ok = s.admit(seen.Time)
+	if ok && (seen.Path == tokenPath || seen.Path == revokePath) {
 		latency = s.latency
 		if len(s.answers) > 0 {
 			answer, s.answers = &s.answers[0], s.answers[1:]
@@ -130,7 +138,26 @@ func (s *Server) arrive(r *http.Request, hangUp context.CancelFunc, body []byte,
 		}
 	}
 	s.requests = append(s.requests, seen)
-	return seen.RequestID, answer, latency
+	return seen.RequestID, answer, latency, ok
+}
+
+// admit counts a request that comes now, if it is within the rate limit. The
+// caller holds s.mu.
+func (s *Server) admit(now time.Time) bool {
+	if s.perSecond <= 0 {
+		return true
+	}
+	s.served = slices.DeleteFunc(s.served, func(t time.Time) bool {
+		if s.fixedWindow {
+			return t.Unix() != now.Unix()
+		}
+		return now.Sub(t) >= time.Second || t.After(now) // after: the clock was set back
+	})
+	if len(s.served) >= s.perSecond {
+		return false
+	}
+	s.served = append(s.served, now)
+	return true
 }
 
 func (s *Server) leave(ctx context.Context) {
@@ -229,7 +256,7 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 			}
 		}
 		s.mu.Lock()
-		set := s.issue(scopes)
+		set := s.issue(scopes, s.issued)
 		s.mu.Unlock()
 		writeJSON(w, http.StatusOK, set)
 	case "refresh_token":
@@ -255,16 +282,23 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 func (s *Server) refresh(value string) (set authToken, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if family, ok := s.used[value]; ok {
+		maps.DeleteFunc(s.tokens, func(_ string, t token) bool { return t.family == family })
+		return authToken{}, false
+	}
 	t := s.tokens[value]
 	if t.kind != refreshToken {
 		return authToken{}, false
 	}
 	delete(s.tokens, value)
-	return s.issue(t.scopes), true
+	if s.reuseDetection {
+		s.used[value] = t.family
+	}
+	return s.issue(t.scopes, t.family), true
 }
 
 // issue makes a new set of tokens. The caller holds s.mu.
-func (s *Server) issue(scopes []string) authToken {
+func (s *Server) issue(scopes []string, family int) authToken {
 	expiry := s.now().Add(s.lifetime)
 	set := authToken{
 		TokenType:   "Bearer",
@@ -275,10 +309,10 @@ func (s *Server) issue(scopes []string) authToken {
 	if s.expiresInSeconds {
 		set.ExpiresIn = int64(s.lifetime / time.Second)
 	}
-	s.tokens[set.AccessToken] = token{kind: accessToken, scopes: scopes, expiry: expiry, serial: s.issued}
+	s.tokens[set.AccessToken] = token{kind: accessToken, scopes: scopes, expiry: expiry, serial: s.issued, family: family}
 	if !s.noRefreshTokens {
 		set.RefreshToken = rand.Text()
-		s.tokens[set.RefreshToken] = token{kind: refreshToken, scopes: scopes, serial: s.issued}
+		s.tokens[set.RefreshToken] = token{kind: refreshToken, scopes: scopes, serial: s.issued, family: family}
 	}
 	s.issued++
 	return set

@@ -35,7 +35,7 @@ import (
 // one. Its methods are safe for concurrent use; its fields are not to be changed.
 //
 // A refresh token serves once, and the new set of tokens has another (RFC 6749
-// §6). A refresh keeps the scopes, whatever a scope field says, and leaves the
+// §6); see [WithReuseDetection] for what else a second use may do. A refresh keeps the scopes, whatever a scope field says, and leaves the
 // access token that it replaces alive to its own expiry. Revoking a token kills
 // that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2).
 type Server struct {
@@ -50,6 +50,9 @@ type Server struct {
 	noRefreshTokens  bool
 	origins          []string // empty: no Origin is needed
 	scopes           []string // empty: any may be asked for
+	perSecond        int      // 0: there is no rate limit
+	fixedWindow      bool     // the rate limit counts in whole seconds
+	reuseDetection   bool
 	now              func() time.Time
 	client           *http.Client
 	loopback         *httptest.Server // nil: in memory
@@ -60,7 +63,9 @@ type Server struct {
 	answers  []Answer
 	requests []Request
 	tokens   map[string]token // those neither used nor revoked, by value
+	used     map[string]int   // with reuse detection: the families of used refresh tokens, by value
 	issued   int              // how many sets of tokens, ever
+	served   []time.Time      // with a rate limit: when the requests of its window came
 	serving  map[context.Context]context.CancelFunc
 	closed   bool
 }
@@ -91,6 +96,7 @@ func newServer(opts []Option) *Server {
 		now:          defaultClock(),
 		lifetime:     15 * time.Minute,
 		tokens:       make(map[string]token),
+		used:         make(map[string]int),
 		serving:      make(map[context.Context]context.CancelFunc),
 	}
 	for _, opt := range opts {
@@ -190,6 +196,33 @@ func WithClock(now func() time.Time) Option {
 // carries one, as Moov documents.
 func WithoutRefreshTokens() Option {
 	return func(s *Server) { s.noRefreshTokens = true }
+}
+
+// WithRateLimit makes the server answer 429 beyond so many requests in a
+// second, to all endpoints together, with the Retry-After header that Moov
+// documents. It goes by the server's clock. The window slides: it is the second
+// before each request, unless [WithFixedWindow] says otherwise. A refused request
+// is recorded, waits for no latency, takes no prepared [Answer], changes nothing,
+// and does not count itself. By default, and with 0, there is no limit.
+//
+// Moov allows 40 requests a second, and 10 to a test account.
+func WithRateLimit(perSecond int) Option {
+	return func(s *Server) { s.perSecond = perSecond }
+}
+
+// WithFixedWindow makes [WithRateLimit] count from zero at each whole second of
+// the server's clock.
+func WithFixedWindow() Option {
+	return func(s *Server) { s.fixedWindow = true }
+}
+
+// WithReuseDetection makes a refresh token that is used twice revoke its whole
+// family: every access token and refresh token that descends from the same
+// client-credentials grant (RFC 9700 §4.14.2). By default the second use is
+// refused, and nothing else happens. A refresh token that was revoked before it
+// was used does not count as used.
+func WithReuseDetection() Option {
+	return func(s *Server) { s.reuseDetection = true }
 }
 
 // SetLifetime is [WithLifetime] for the access tokens issued from now on.
