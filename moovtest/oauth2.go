@@ -15,6 +15,7 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strconv"
@@ -77,10 +78,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusTooManyRequests, "too_many_requests", "the rate limit is "+strconv.Itoa(s.perSecond)+" requests per second")
 		return
 	}
-	if answer != nil {
+	switch {
+	case answer == nil:
+		s.serve(w, r, form, malformed)
+	case answer.Lost:
+		s.serve(httptest.NewRecorder(), r, form, malformed)
+		panic(http.ErrAbortHandler)
+	default:
 		answer.write(w, r)
-		return
 	}
+}
+
+// serve is the server's own answer to a request whose body has form.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, form url.Values, malformed error) {
+	header := w.Header()
 	method, known := methods[r.URL.Path]
 	switch {
 	case !known:
@@ -132,7 +143,7 @@ func (s *Server) arrive(r *http.Request, hangUp context.CancelFunc, body []byte,
 		if len(s.answers) > 0 {
 			answer, s.answers = &s.answers[0], s.answers[1:]
 			latency += answer.Latency
-			if _, ok := answer.Header["X-Request-Id"]; ok {
+			if _, ok := answer.Header["X-Request-Id"]; ok && !answer.Lost {
 				seen.RequestID = answer.Header.Get("X-Request-Id")
 			}
 		}

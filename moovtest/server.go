@@ -252,8 +252,13 @@ type Answer struct {
 	// Body is sent as it is.
 	Body string
 
-	// Latency comes on top of the server's own, before anything is sent.
+	// Latency comes on top of the server's own, before anything is done or sent.
 	Latency time.Duration
+
+	// Lost makes the server do what it would do without this Answer, and then
+	// hang up instead of replying: the server has changed, and the client does
+	// not know. Status, Header, Body and Handler are not used.
+	Lost bool
 
 	// Handler, where set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
@@ -263,7 +268,8 @@ type Answer struct {
 
 // Enqueue adds to the queue of prepared answers. Each token or revoke request
 // takes the one at its front, if any, in order of arrival. Such a request is
-// recorded, and does nothing else: no token is issued, used or revoked.
+// recorded, and does nothing else unless the answer is [Answer.Lost]: no token is
+// issued, used or revoked.
 func (s *Server) Enqueue(answers ...Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
