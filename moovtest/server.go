@@ -22,7 +22,6 @@ package moovtest
 
 import (
 	"cmp"
-	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -53,20 +52,23 @@ type Server struct {
 	perSecond        int      // 0: there is no rate limit
 	fixedWindow      bool     // the rate limit counts in whole seconds
 	reuseDetection   bool
+	cors             bool     // pages of other origins may read the API's replies:
+	pages            []string // these origins, or any if there are none
 	now              func() time.Time
 	client           *http.Client
 	loopback         *httptest.Server // nil: in memory
+	mux              *http.ServeMux   // what Handle added
 
 	mu       sync.Mutex // guards what follows
 	lifetime time.Duration
 	latency  time.Duration
 	answers  []Answer
 	requests []Request
-	tokens   map[string]token // those neither used nor revoked, by value
-	used     map[string]int   // with reuse detection: the families of used refresh tokens, by value
-	issued   int              // how many sets of tokens, ever
-	served   []time.Time      // with a rate limit: when the requests of its window came
-	serving  map[context.Context]context.CancelFunc
+	tokens   map[string]token     // those neither used nor revoked, by value
+	used     map[string]int       // with reuse detection: the families of used refresh tokens, by value
+	issued   int                  // how many sets of tokens, ever
+	served   []time.Time          // with a rate limit: when the requests of its window came
+	serving  map[*func()]struct{} // how to hang up on each request that has entered
 	closed   bool
 }
 
@@ -97,7 +99,8 @@ func newServer(opts []Option) *Server {
 		lifetime:     15 * time.Minute,
 		tokens:       make(map[string]token),
 		used:         make(map[string]int),
-		serving:      make(map[context.Context]context.CancelFunc),
+		serving:      make(map[*func()]struct{}),
+		mux:          http.NewServeMux(),
 	}
 	for _, opt := range opts {
 		opt(s)
@@ -121,11 +124,12 @@ func defaultClock() func() time.Time {
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
-	for _, hangUp := range s.serving {
-		hangUp()
+	for hangUp := range s.serving {
+		(*hangUp)()
 	}
 	s.mu.Unlock()
 	if s.loopback != nil {
+		s.loopback.CloseClientConnections() // also those where net/http still waits for the rest of a body
 		s.loopback.Close()
 	}
 }
@@ -140,7 +144,7 @@ func (s *Server) Client() *http.Client { return s.client }
 // The response is whole when RoundTrip returns: an [Answer.Handler] can neither
 // hijack the connection nor stream over it. If the handler panics, also with
 // [http.ErrAbortHandler], RoundTrip returns an error.
-func (s *Server) Transport() http.RoundTripper { return &memory{handler: s} }
+func (s *Server) Transport() http.RoundTripper { return &memory{handler: s, enter: s.enter} }
 
 // Option is a setting of a new [Server].
 type Option func(*Server)
@@ -214,6 +218,15 @@ func WithRateLimit(perSecond int) Option {
 // the server's clock.
 func WithFixedWindow() Option {
 	return func(s *Server) { s.fixedWindow = true }
+}
+
+// WithCORS lets pages in a browser call GET /ping and what [Server.Handle] added,
+// and read the replies: pages of these origins, such as "https://example.com", or
+// of any if none is given. The server answers their preflight requests, which
+// count for no rate limit. The two endpoints that take the client's secret stay
+// closed to pages. By default the whole server does.
+func WithCORS(origins ...string) Option {
+	return func(s *Server) { s.cors, s.pages = true, origins }
 }
 
 // WithReuseDetection makes a refresh token that is used twice revoke its whole
