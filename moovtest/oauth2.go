@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,8 +42,12 @@ const (
 	refreshToken kind = "refresh_token"
 )
 
+// credentials are a client's.
+type credentials struct{ id, secret string }
+
 type token struct {
 	kind   kind
+	client string // the ID of the client that it was issued to
 	scopes []string
 	expiry time.Time // zero: never
 	serial int       // in order of issue
@@ -145,7 +150,7 @@ func (s *Server) arrive(r *http.Request) *arrival {
 	seen := Request{
 		Method: r.Method, Path: r.URL.Path, Header: r.Header.Clone(), Body: string(body), Form: in.form, RequestID: in.id,
 	}
-	seen.ClientID, _ = client(r, in.form)
+	seen.ClientID = client(r, in.form).id
 	if seen.Path == tokenPath {
 		seen.GrantType = in.form.Get("grant_type")
 	}
@@ -181,7 +186,12 @@ func (s *Server) arrive(r *http.Request) *arrival {
 func (s *Server) serve(w http.ResponseWriter, in *arrival) {
 	r := in.request
 	method, own := methods[r.URL.Path]
+	c := client(r, in.form)
 	switch {
+	case !wellFormedVersion(r.Header):
+		refuse(w, http.StatusNotFound, "not_found", "X-Moov-Version must be like v2024.01.00, or dev or latest")
+	case len(r.Header.Values("Authorization")) > 1:
+		refuse(w, http.StatusBadRequest, "invalid_request", "there is more than one Authorization header")
 	case !own:
 		s.resource(w, r)
 	case r.Method != method:
@@ -192,15 +202,17 @@ func (s *Server) serve(w http.ResponseWriter, in *arrival) {
 		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must name an allowed domain")
 	case in.malformed != nil:
 		refuse(w, http.StatusBadRequest, "invalid_request", in.malformed.Error())
-	case !s.knows(r, in.form):
+	case ambiguous(r, in.form) != nil:
+		refuse(w, http.StatusBadRequest, "invalid_request", ambiguous(r, in.form).Error())
+	case !s.knows(c):
 		if r.Header.Get("Authorization") != "" {
 			w.Header().Set("WWW-Authenticate", "Basic") // RFC 6749 §5.2
 		}
 		refuse(w, http.StatusUnauthorized, "invalid_client", "unknown client ID or wrong client secret")
 	case r.URL.Path == tokenPath:
-		s.token(w, in.form)
+		s.token(w, c.id, in.form)
 	default:
-		s.revoke(w, in.form)
+		s.revoke(w, c.id, in.form)
 	}
 }
 
@@ -243,38 +255,90 @@ func fields(contentType string, body []byte) (url.Values, error) {
 	mediaType, _, _ := mime.ParseMediaType(contentType)
 	switch mediaType {
 	case "application/x-www-form-urlencoded":
-		return url.ParseQuery(string(body))
-	case "application/json":
-		var members map[string]json.RawMessage
-		if err := json.Unmarshal(body, &members); err != nil {
-			return nil, fmt.Errorf("the body is not a JSON object: %w", err)
+		form, err := url.ParseQuery(string(body))
+		if err != nil {
+			return form, err
 		}
-		form := make(url.Values, len(members))
-		for name, raw := range members {
-			var text *string // nil for a null, which is as good as absent
-			if json.Unmarshal(raw, &text) != nil {
-				form.Set(name, string(raw))
-			} else if text != nil {
-				form.Set(name, *text)
+		for _, name := range slices.Sorted(maps.Keys(form)) {
+			if len(form[name]) > 1 {
+				return form, fmt.Errorf("the parameter %q is given more than once", name) // RFC 6749 §3.2
 			}
 		}
 		return form, nil
+	case "application/json":
+		return members(body)
 	}
 	return nil, errors.New("Content-Type must be application/x-www-form-urlencoded or application/json")
 }
 
-// client returns the credentials of r: Basic ones as they are (Moov, unlike RFC
-// 6749 §2.3.1, has them unescaped), or else those in the body.
-func client(r *http.Request, form url.Values) (id, secret string) {
-	if id, secret, ok := r.BasicAuth(); ok {
-		return id, secret
+// members reads a JSON object. A value that is no string stays as it is written;
+// a null is as good as absent.
+func members(body []byte) (url.Values, error) {
+	if !json.Valid(body) {
+		return nil, fmt.Errorf("the body is not a JSON object: %w", json.Unmarshal(body, new(any)))
 	}
-	return form.Get("client_id"), form.Get("client_secret")
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	if opening, _ := decoder.Token(); opening != json.Delim('{') {
+		return nil, errors.New("the body is not a JSON object")
+	}
+	form := make(url.Values)
+	var err error
+	seen := make(map[string]bool)
+	for decoder.More() {
+		key, _ := decoder.Token()
+		name, _ := key.(string)
+		if seen[name] && err == nil {
+			err = fmt.Errorf("the member %q is given more than once", name) // as with a form
+		}
+		seen[name] = true
+		var raw json.RawMessage
+		decoder.Decode(&raw)
+		var text *string
+		if json.Unmarshal(raw, &text) != nil {
+			form.Add(name, string(raw))
+		} else if text != nil {
+			form.Add(name, *text)
+		}
+	}
+	return form, err
 }
 
-func (s *Server) knows(r *http.Request, form url.Values) bool {
-	id, secret := client(r, form)
-	return id == s.ClientID && secret == s.ClientSecret
+// client returns the credentials of r: Basic ones as they are (Moov, unlike RFC
+// 6749 §2.3.1, has them unescaped), or else those in the body.
+func client(r *http.Request, form url.Values) credentials {
+	if id, secret, ok := r.BasicAuth(); ok {
+		return credentials{id, secret}
+	}
+	return credentials{form.Get("client_id"), form.Get("client_secret")}
+}
+
+func (s *Server) knows(c credentials) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.creds, c)
+}
+
+// ambiguous says why it is not clear who the client is; nil if it is.
+func ambiguous(r *http.Request, form url.Values) error {
+	id, _, basic := r.BasicAuth()
+	switch {
+	case !basic:
+		return nil
+	case form.Get("client_id") != "" && form.Get("client_id") != id:
+		return errors.New("the client_id in the body is not that of the Authorization header")
+	case form.Get("client_secret") != "":
+		return errors.New("the client authenticates both in the body and in the Authorization header")
+	}
+	return nil
+}
+
+// version is what X-Moov-Version may be: Moov counts a version that it does not
+// know as an older one that it does, so only the shape matters.
+var version = regexp.MustCompile(`^(v\d{4}\.\d{2}\.\d{2}|dev|latest)$`)
+
+func wellFormedVersion(header http.Header) bool {
+	values := header.Values("X-Moov-Version")
+	return len(values) == 0 || len(values) == 1 && version.MatchString(values[0])
 }
 
 // allows reports whether a token request with these headers comes from an
@@ -298,7 +362,7 @@ type authToken struct {
 	Scope        string `json:"scope"`
 }
 
-func (s *Server) token(w http.ResponseWriter, form url.Values) {
+func (s *Server) token(w http.ResponseWriter, client string, form url.Values) {
 	switch form.Get("grant_type") {
 	case "client_credentials":
 		scopes := strings.Fields(form.Get("scope"))
@@ -313,7 +377,7 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 			}
 		}
 		s.act()
-		set := s.issue(scopes, s.issued)
+		set := s.issue(token{client: client, scopes: scopes, family: s.issued})
 		s.mu.Unlock()
 		writeJSON(w, http.StatusOK, set)
 	case "refresh_token":
@@ -321,9 +385,9 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 			refuseField(w, "refresh_token", "is required for the refresh_token grant")
 			return
 		}
-		set, ok := s.refresh(form.Get("refresh_token"))
+		set, ok := s.refresh(client, form.Get("refresh_token"))
 		if !ok {
-			refuse(w, http.StatusBadRequest, "invalid_grant", "the refresh token is unknown, used or revoked")
+			refuse(w, http.StatusBadRequest, "invalid_grant", "the refresh token is unknown, used, revoked or another client's")
 			return
 		}
 		writeJSON(w, http.StatusOK, set)
@@ -346,46 +410,50 @@ func (s *Server) act() {
 
 // refresh exchanges a refresh token for a new set of tokens. Of any number of
 // concurrent uses of one, exactly one succeeds.
-func (s *Server) refresh(value string) (set authToken, ok bool) {
+func (s *Server) refresh(client, value string) (set authToken, ok bool) {
 	s.act()
 	defer s.mu.Unlock()
-	if family, ok := s.used[value]; ok {
-		maps.DeleteFunc(s.tokens, func(_ string, t token) bool { return t.family == family })
+	if used, ok := s.used[value]; ok && used.client == client {
+		maps.DeleteFunc(s.tokens, func(_ string, t token) bool { return t.family == used.family })
 		return authToken{}, false
 	}
 	t := s.tokens[value]
-	if t.kind != refreshToken {
+	if t.kind != refreshToken || t.client != client {
 		return authToken{}, false
 	}
 	delete(s.tokens, value)
 	if s.reuseDetection {
-		s.used[value] = t.family
+		s.used[value] = t
 	}
-	return s.issue(t.scopes, t.family), true
+	return s.issue(t), true
 }
 
-// issue makes a new set of tokens. The caller holds s.mu.
-func (s *Server) issue(scopes []string, family int) authToken {
+// issue makes a new set of tokens with the client, scopes and family of t. The
+// caller holds s.mu.
+func (s *Server) issue(t token) authToken {
 	expiry := s.now().Add(s.lifetime)
 	set := authToken{
 		TokenType:   "Bearer",
 		AccessToken: newAccessToken(expiry),
 		ExpiresIn:   expiry.Unix(),
-		Scope:       strings.Join(scopes, " "),
+		Scope:       strings.Join(t.scopes, " "),
 	}
 	if s.expiresInSeconds {
 		set.ExpiresIn = int64(s.lifetime / time.Second)
 	}
-	s.tokens[set.AccessToken] = token{kind: accessToken, scopes: scopes, expiry: expiry, serial: s.issued, family: family}
+	t.serial = s.issued
+	t.kind, t.expiry = accessToken, expiry
+	s.tokens[set.AccessToken] = t
 	if !s.noRefreshTokens {
 		set.RefreshToken = rand.Text()
-		s.tokens[set.RefreshToken] = token{kind: refreshToken, scopes: scopes, serial: s.issued, family: family}
+		t.kind, t.expiry = refreshToken, time.Time{}
+		s.tokens[set.RefreshToken] = t
 	}
 	s.issued++
 	return set
 }
 
-func (s *Server) revoke(w http.ResponseWriter, form url.Values) {
+func (s *Server) revoke(w http.ResponseWriter, client string, form url.Values) {
 	hint := kind(form.Get("token_type_hint"))
 	switch {
 	case form.Get("token") == "":
@@ -394,8 +462,16 @@ func (s *Server) revoke(w http.ResponseWriter, form url.Values) {
 		refuseField(w, "token_type_hint", "must be access_token or refresh_token")
 	default:
 		s.act()
-		delete(s.tokens, form.Get("token")) // found whatever the hint says (RFC 7009 §2.1)
+		t, alive := s.tokens[form.Get("token")] // found whatever the hint says (RFC 7009 §2.1)
+		others := alive && t.client != client
+		if !others {
+			delete(s.tokens, form.Get("token"))
+		}
 		s.mu.Unlock()
+		if others {
+			refuse(w, http.StatusBadRequest, "invalid_grant", "the token is another client's")
+			return
+		}
 		w.WriteHeader(http.StatusNoContent)
 	}
 }
