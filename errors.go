@@ -5,22 +5,19 @@ package moovauth
 // against plugged-in code that panics or does not return.
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html"
 	"maps"
 	"net/http"
-	"net/url"
-	"regexp"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
 // The values of Error.Op.
@@ -108,14 +105,14 @@ func quoted(s string) string { return fmt.Sprintf("%.200q", s) }
 
 // newError reads an answer that refuses. All that the server wrote is masked,
 // also a token that it sent all the same.
-func newError(op, grantType string, resp *http.Response, body []byte, hide secrets) *Error {
+func newError(op, grantType string, resp *http.Response, body []byte, hide *redact.Set) *Error {
 	shown := *resp
-	shown.Status, shown.Body, shown.Request = hide.mask(resp.Status), http.NoBody, withoutCredentials(resp.Request)
+	shown.Status, shown.Body, shown.Request = hide.Text(resp.Status), http.NoBody, withoutCredentials(resp.Request)
 	shown.Trailer = nil
 	shown.Header = make(http.Header, len(resp.Header))
 	for name, values := range resp.Header {
 		for _, v := range values {
-			shown.Header.Add(name, hide.mask(v))
+			shown.Header.Add(name, hide.Text(v))
 		}
 	}
 	var members map[string]any
@@ -123,7 +120,7 @@ func newError(op, grantType string, resp *http.Response, body []byte, hide secre
 	member := func(name string) string {
 		text, _ := members[name].(string)
 		delete(members, name)
-		return hide.mask(text)
+		return hide.Text(text)
 	}
 	e := &Error{
 		Op:          op,
@@ -134,9 +131,9 @@ func newError(op, grantType string, resp *http.Response, body []byte, hide secre
 		RequestID:   shown.Header.Get("X-Request-Id"),
 		RetryAfter:  retryAfter(resp.Header, time.Now()),
 	}
-	text := hide.mask(string(body))
+	text := hide.Text(string(body))
 	if resp.StatusCode != http.StatusUnprocessableEntity { // whose members are messages
-		text = maskMembers(text)
+		text = hide.Body(text)
 	}
 	e.retrieve = &oauth2.RetrieveError{
 		Response:         &shown,
@@ -153,7 +150,7 @@ func newError(op, grantType string, resp *http.Response, body []byte, hide secre
 				raw, _ := json.Marshal(v)
 				text = string(raw)
 			}
-			e.Fields[hide.mask(name)] = hide.mask(text)
+			e.Fields[hide.Text(name)] = hide.Text(text)
 		}
 	}
 	return e
@@ -203,131 +200,16 @@ func duration(s string, unit time.Duration) time.Duration {
 	return time.Duration(min(max(n*float64(unit), 0), most))
 }
 
-// secrets are what no message may carry.
-type secrets []string
-
-// mask replaces each secret in text, also where it stands in one of the
-// encodings in which a request carries it.
-func (s secrets) mask(text string) string {
-	var known []string
-	for _, secret := range s {
-		if secret == "" {
-			continue
-		}
-		text, _ := json.Marshal(secret)
-		known = append(known, secret, url.QueryEscape(secret), url.PathEscape(secret),
-			html.EscapeString(secret), string(text[1:len(text)-1]), strings.Trim(strconv.Quote(secret), `"`))
-	}
-	// Longest first: a secret that is part of another must not break it up.
-	slices.SortFunc(known, func(a, b string) int { return len(b) - len(a) })
-	pairs := make([]string, 0, 2*len(known))
-	for _, k := range known {
-		pairs = append(pairs, k, masked)
-	}
-	return strings.NewReplacer(pairs...).Replace(text)
+// CoolDownError is what a caller gets while the source leaves the server alone
+// after a failure. It unwraps to that failure.
+type CoolDownError struct {
+	Until time.Time // when the next attempt is due
+	Err   error
 }
 
-// tokenMember finds tokens that nobody knows yet, also in a broken reply, and
-// where that is quoted.
-var tokenMember = regexp.MustCompile(`(?i)((?:access|refresh)_token[\\"]*\s*[:=]\s*[\\"]*)[^\\"&\s]+`)
-
-func maskMembers(text string) string { return tokenMember.ReplaceAllString(text, "${1}"+masked) }
-
-// wrap puts what was being done before err, and masks its text. Where there
-// was something to mask, err itself is out of reach of errors.As, and only
-// errors.Is still looks into it.
-func (s secrets) wrap(doing string, err error) error {
-	text := doing + ": " + err.Error()
-	if clean := maskMembers(s.mask(text)); clean != text {
-		return &maskedError{text: clean, is: func(target error) bool { return errors.Is(err, target) }}
-	}
-	return fmt.Errorf("%s: %w", doing, err)
+func (e *CoolDownError) Error() string {
+	return fmt.Sprintf("%v; no request is made before the next attempt, which is due in %v", e.Err, max(0, time.Until(e.Until)).Round(time.Millisecond))
 }
 
-type maskedError struct {
-	text string
-	is   func(target error) bool
-}
-
-func (e *maskedError) Error() string        { return e.text }
-func (e *maskedError) Is(target error) bool { return e.is(target) }
-
-// foreign is code that was plugged in.
-type foreign struct {
-	name string        // what it is
-	heed time.Duration // how long after its context's end it may take to return
-	hide secrets       // masked in its errors
-}
-
-// network is the code that a request goes through.
-func network(hide secrets) foreign {
-	return foreign{"http.RoundTripper or slog.Handler", 250 * time.Millisecond, hide}
-}
-
-// guard calls f, which calls code that was plugged in. Where that code panics
-// or ends its goroutine, guard returns an error; where it does not heed ctx,
-// guard returns soon after ctx has ended, and f's result goes to lost, which
-// may be nil, when it comes.
-func guard[T any](ctx context.Context, p foreign, f func() (T, error), lost func(T)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done, gone := make(chan result), make(chan struct{})
-	defer close(gone)
-	go func() {
-		r := result{err: &panicError{error: fmt.Errorf("moovauth: the %s plugged in called runtime.Goexit", p.name)}}
-		defer func() {
-			if v := recover(); v != nil {
-				cause, ok := v.(error)
-				if !ok {
-					cause = fmt.Errorf("%v", v)
-				}
-				r.err = &panicError{p.hide.wrap("moovauth: the "+p.name+" plugged in panicked", cause), p.hide.mask(string(debug.Stack()))}
-			}
-			select {
-			case done <- r:
-			case <-gone:
-				defer func() { _ = recover() }() // there is nobody left to tell
-				if r.err == nil && lost != nil {
-					lost(r.value)
-				}
-			}
-		}()
-		r.value, r.err = f()
-	}()
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-	}
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-time.After(p.heed):
-		var none T
-		return none, fmt.Errorf("moovauth: the %s plugged in has not returned, though its context has ended: %w", p.name, context.Cause(ctx))
-	}
-}
-
-type panicError struct {
-	error
-	stack string
-}
-
-func (e *panicError) Unwrap() error { return e.error }
-
-// withStack adds to a log record's attributes where err panicked.
-func withStack(err error, attrs ...any) []any {
-	if panicked := new(panicError); errors.As(err, &panicked) && panicked.stack != "" {
-		attrs = append(attrs, "stack", panicked.stack)
-	}
-	return attrs
-}
-
-// warn logs, and returns soon whatever the handler does.
-func (c *config) warn(ctx context.Context, msg string, attrs ...any) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_, _ = guard(ctx, network(nil), func() (struct{}, error) { c.logger.WarnContext(ctx, msg, attrs...); return struct{}{}, nil }, nil)
-}
+// Unwrap returns the failure.
+func (e *CoolDownError) Unwrap() error { return e.Err }

@@ -164,7 +164,7 @@ func FuzzErrorReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, status int, body, id string) {
 		resp := &http.Response{StatusCode: status, Header: http.Header{"X-Request-Id": {id}, "Retry-After": {id}}}
-		err := newError(opToken, grantClientCredentials, resp, []byte(body), secrets{secret})
+		err := newError(opToken, grantClientCredentials, resp, []byte(body), setOf(secret))
 		for _, text := range []string{err.Error(), fmt.Sprintf("%+v %v", *err, err.retrieve), string(err.retrieve.Body)} {
 			require.NotContains(t, text, secret)
 		}
@@ -173,15 +173,17 @@ func FuzzErrorReply(f *testing.F) {
 }
 
 func TestSecretsAreMaskedInEveryEncoding(t *testing.T) {
-	c := config{creds: Credentials{ClientID: "id", ClientSecret: `s3cr3t+"<&`}}
-	hide := c.secrets("token-1", "", "token-12")
+	c, err := newConfig(Credentials{ClientID: "id", ClientSecret: `s3cr3t+"<&`}, nil)
+	require.NoError(t, err)
+	hide := &c.redact
+	hide.Add("token-one", "", "another-token")
 	for _, text := range []string{
 		`s3cr3t+"<&`, `s3cr3t%2B%22%3C%26`, `s3cr3t+&#34;&lt;&amp;`, `s3cr3t+\"\u003c\u0026`,
-		base64.StdEncoding.EncodeToString([]byte(`id:s3cr3t+"<&`)), "token-1", "token-12",
+		base64.StdEncoding.EncodeToString([]byte(`id:s3cr3t+"<&`)), "token-one", "another-token",
 	} {
-		assert.Equal(t, "<***>", hide.mask("<"+text+">"), text)
+		assert.Equal(t, "<***>", hide.Text("<"+text+">"), text)
 	}
-	assert.Equal(t, "nothing to hide", hide.mask("nothing to hide"))
+	assert.Equal(t, "nothing to hide", hide.Text("nothing to hide"))
 }
 
 func TestSecretsAreMaskedInWhatAServerEchoes(t *testing.T) {
@@ -223,16 +225,16 @@ func TestTokenThatComesWithARefusalIsMasked(t *testing.T) {
 // A masked error still is what it was, for errors.Is, but what it wraps
 // cannot be printed any more.
 func TestMaskedErrorKeepsItsIdentity(t *testing.T) {
-	hide := secrets{"s3cr3t"}
+	hide := setOf("s3cr3t")
 	inner := fmt.Errorf("proxy said s3cr3t: %w", context.DeadlineExceeded)
-	err := hide.wrap("moovauth: asking", inner)
+	err := hide.Error("moovauth: asking", inner)
 	assert.Equal(t, "moovauth: asking: proxy said ***: context deadline exceeded", err.Error())
 	assert.ErrorIs(t, err, context.DeadlineExceeded)
 	assert.NotErrorIs(t, err, context.Canceled)
 	assert.Nil(t, errors.Unwrap(err))
 	assert.NotContains(t, fmt.Sprintf("%#v", err), "s3cr3t")
 
-	clean := hide.wrap("moovauth: asking", context.Canceled)
+	clean := hide.Error("moovauth: asking", context.Canceled)
 	assert.Equal(t, context.Canceled, errors.Unwrap(clean))
 }
 
@@ -243,7 +245,7 @@ func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
 	s.endpoint.random = func() float64 { return 0 }
 	_, err := s.Token()
 	assert.ErrorContains(t, err, "moovauth: token request (client_credentials) to "+server.URL+"/oauth2/token: dial tcp")
-	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", nil), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")
+	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", newBudget(s.endpoint.timeout)), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")
 }
 
 func TestFieldsAreNotSaidTwice(t *testing.T) {

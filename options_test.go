@@ -60,7 +60,7 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 		{"nil token", testCredentials, []Option{scopes, WithToken(nil)}, []string{"WithToken"}},
 		{"empty token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{})}, []string{"WithToken"}},
 		{"token with a newline", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a\nb"})}, []string{"WithToken", "ASCII"}},
-		{"MAC token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a", TokenType: "mac"})}, []string{"WithToken", "mac"}},
+		{"MAC token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a", TokenType: "mac"})}, []string{"WithToken", "its token_type, of 3 characters"}},
 		{"negative early refresh", testCredentials, []Option{scopes, WithEarlyRefresh(-1)}, []string{"WithEarlyRefresh", "-1ns"}},
 		{"negative timeout", testCredentials, []Option{scopes, WithTimeout(-time.Second)}, []string{"WithTimeout", "-1s"}},
 		{"no time at all", testCredentials, []Option{scopes, WithTimeout(0)}, []string{"WithTimeout", "above 0"}},

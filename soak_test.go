@@ -86,7 +86,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	outage := w.outage
 	w.mu.Unlock()
 	if r.URL.Path == tokenPath {
-		if c := w.source.cooling.Load(); c != nil && !w.source.endpoint.clock().reached(c.until) {
+		if c := w.source.memory.load().cooling; c != nil && !(c.background && w.source.goodFor() == 0) && !w.source.endpoint.clock().reached(c.until) {
 			w.failf("a token request during a cool-down of %v more", c.until.after(w.source.endpoint.clock()))
 		}
 		w.mu.Lock()

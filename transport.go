@@ -121,7 +121,7 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 	var err error
 	switch source := t.Source.(type) {
 	case *TokenSource:
-		return source.good(ctx)
+		return source.grantedToken(ctx)
 	case interface {
 		TokenContext(context.Context) (*oauth2.Token, error)
 	}:

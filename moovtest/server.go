@@ -22,7 +22,6 @@ package moovtest
 
 import (
 	"cmp"
-	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -35,14 +34,22 @@ import (
 // one. Its methods are safe for concurrent use; its fields are not to be changed.
 //
 // A refresh token serves once, and the new set of tokens has another (RFC 6749
-// §6). A refresh keeps the scopes, whatever a scope field says, and leaves the
+// §6); see [WithReuseDetection] for what else a second use may do. A refresh keeps the scopes, whatever a scope field says, and leaves the
 // access token that it replaces alive to its own expiry. Revoking a token kills
 // that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2).
+//
+// The server is as strict as the strictest that a client may meet. Refused with
+// 400 invalid_request are parameters that are given twice (RFC 6749 §3.2), a client
+// ID in the body other than that in the Authorization header, a client secret in
+// both (§2.3), and two Authorization headers. An X-Moov-Version header must be
+// "dev", "latest" or digits like "v2024.01.00"; any other is answered 404, on
+// every endpoint.
 type Server struct {
 	// URL is the base URL, with no trailing slash: "http://127.0.0.1:" and a
 	// port from NewServer, "https://moov.test" from NewInMemory.
 	URL string
 
+	// The credentials that the server was made with. SetCredentials leaves them as they are.
 	ClientID     string // Moov's dashboard: public key. "moovtest-public-key" unless WithCredentials says otherwise.
 	ClientSecret string // Moov's dashboard: secret key. "moovtest-secret-key" unless WithCredentials says otherwise.
 
@@ -50,18 +57,27 @@ type Server struct {
 	noRefreshTokens  bool
 	origins          []string // empty: no Origin is needed
 	scopes           []string // empty: any may be asked for
+	perSecond        int      // 0: there is no rate limit
+	fixedWindow      bool     // the rate limit counts in whole seconds
+	reuseDetection   bool
+	cors             bool     // pages of other origins may read the API's replies:
+	pages            []string // these origins, or any if there are none
 	now              func() time.Time
 	client           *http.Client
 	loopback         *httptest.Server // nil: in memory
+	mux              *http.ServeMux   // what Handle added
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex    // guards what follows
+	creds    []credentials // those that are good; SetCredentials puts its own last
 	lifetime time.Duration
 	latency  time.Duration
 	answers  []Answer
 	requests []Request
-	tokens   map[string]token // those neither used nor revoked, by value
-	issued   int              // how many sets of tokens, ever
-	serving  map[context.Context]context.CancelFunc
+	tokens   map[string]token     // those neither used nor revoked, by value
+	used     map[string]token     // with reuse detection: the refresh tokens that were used, by value
+	issued   int                  // how many sets of tokens, ever
+	served   []time.Time          // with a rate limit: when the requests of its window came
+	serving  map[*func()]struct{} // how to hang up on each request that has entered
 	closed   bool
 }
 
@@ -91,11 +107,14 @@ func newServer(opts []Option) *Server {
 		now:          defaultClock(),
 		lifetime:     15 * time.Minute,
 		tokens:       make(map[string]token),
-		serving:      make(map[context.Context]context.CancelFunc),
+		used:         make(map[string]token),
+		serving:      make(map[*func()]struct{}),
+		mux:          http.NewServeMux(),
 	}
 	for _, opt := range opts {
 		opt(s)
 	}
+	s.creds = []credentials{{s.ClientID, s.ClientSecret}}
 	return s
 }
 
@@ -115,11 +134,12 @@ func defaultClock() func() time.Time {
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
-	for _, hangUp := range s.serving {
-		hangUp()
+	for hangUp := range s.serving {
+		(*hangUp)()
 	}
 	s.mu.Unlock()
 	if s.loopback != nil {
+		s.loopback.CloseClientConnections() // also those where net/http still waits for the rest of a body
 		s.loopback.Close()
 	}
 }
@@ -134,12 +154,13 @@ func (s *Server) Client() *http.Client { return s.client }
 // The response is whole when RoundTrip returns: an [Answer.Handler] can neither
 // hijack the connection nor stream over it. If the handler panics, also with
 // [http.ErrAbortHandler], RoundTrip returns an error.
-func (s *Server) Transport() http.RoundTripper { return &memory{handler: s} }
+func (s *Server) Transport() http.RoundTripper { return &memory{handler: s, enter: s.enter} }
 
 // Option is a setting of a new [Server].
 type Option func(*Server)
 
-// WithCredentials sets the only client that the server knows.
+// WithCredentials sets the only client that the server knows, until
+// [Server.SetCredentials] adds another.
 func WithCredentials(clientID, clientSecret string) Option {
 	return func(s *Server) { s.ClientID, s.ClientSecret = clientID, clientSecret }
 }
@@ -192,6 +213,42 @@ func WithoutRefreshTokens() Option {
 	return func(s *Server) { s.noRefreshTokens = true }
 }
 
+// WithRateLimit makes the server answer 429 beyond so many requests in a
+// second, to all endpoints together, with the Retry-After header that Moov
+// documents. It goes by the server's clock. The window slides: it is the second
+// before each request, unless [WithFixedWindow] says otherwise. A refused request
+// is recorded, waits for no latency, takes no prepared [Answer], changes nothing,
+// and does not count itself. By default, and with 0, there is no limit.
+//
+// Moov allows 40 requests a second, and 10 to a test account.
+func WithRateLimit(perSecond int) Option {
+	return func(s *Server) { s.perSecond = perSecond }
+}
+
+// WithFixedWindow makes [WithRateLimit] count from zero at each whole second of
+// the server's clock.
+func WithFixedWindow() Option {
+	return func(s *Server) { s.fixedWindow = true }
+}
+
+// WithCORS lets pages in a browser call GET /ping and what [Server.Handle] added,
+// and read the replies: pages of these origins, such as "https://example.com", or
+// of any if none is given. The server answers their preflight requests, which
+// count for no rate limit. The two endpoints that take the client's secret stay
+// closed to pages. By default the whole server does.
+func WithCORS(origins ...string) Option {
+	return func(s *Server) { s.cors, s.pages = true, origins }
+}
+
+// WithReuseDetection makes a refresh token that is used twice revoke its whole
+// family: every access token and refresh token that descends from the same
+// client-credentials grant (RFC 9700 §4.14.2). By default the second use is
+// refused, and nothing else happens. A refresh token that was revoked before it
+// was used does not count as used.
+func WithReuseDetection() Option {
+	return func(s *Server) { s.reuseDetection = true }
+}
+
 // SetLifetime is [WithLifetime] for the access tokens issued from now on.
 func (s *Server) SetLifetime(d time.Duration) {
 	s.mu.Lock()
@@ -204,6 +261,27 @@ func (s *Server) SetLatency(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.latency = d
+}
+
+// SetCredentials makes other credentials good while the server runs, as when an
+// API key is rotated. Those before stay good until [Server.DropOldCredentials].
+//
+// The tokens that were issued live on. With another client ID they are another
+// client's: only the client that a refresh token was issued to can use it (RFC
+// 6749 §6), and only the client that a token was issued to can revoke it (RFC
+// 7009 §2.1). Both are refused with invalid_grant.
+func (s *Server) SetCredentials(clientID, clientSecret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creds = append(s.creds, credentials{clientID, clientSecret})
+}
+
+// DropOldCredentials ends what [Server.SetCredentials] began: of all credentials
+// only those that were set last are good. The tokens that were issued live on.
+func (s *Server) DropOldCredentials() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creds = s.creds[len(s.creds)-1:]
 }
 
 // Answer is a reply to one token or revoke request in place of the server's
@@ -219,8 +297,13 @@ type Answer struct {
 	// Body is sent as it is.
 	Body string
 
-	// Latency comes on top of the server's own, before anything is sent.
+	// Latency comes on top of the server's own, before anything is done or sent.
 	Latency time.Duration
+
+	// Lost makes the server do what it would do without this Answer, and then
+	// hang up instead of replying: the server has changed, and the client does
+	// not know. Status, Header, Body and Handler are not used.
+	Lost bool
 
 	// Handler, where set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
@@ -230,7 +313,8 @@ type Answer struct {
 
 // Enqueue adds to the queue of prepared answers. Each token or revoke request
 // takes the one at its front, if any, in order of arrival. Such a request is
-// recorded, and does nothing else: no token is issued, used or revoked.
+// recorded, and does nothing else unless the answer is [Answer.Lost]: no token is
+// issued, used or revoked.
 func (s *Server) Enqueue(answers ...Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,7 +352,7 @@ type Request struct {
 	Body      string     // up to 1 MiB; the server reads no further
 	GrantType string     // of a token request
 	Form      url.Values // the fields of a form, or the members of a JSON object as strings; nil for other bodies
-	ClientID  string     // from the Basic credentials, or else from the body
+	ClientID  string     // from the Basic credentials, or else from the body; "" if there are none
 	RequestID string     // the x-request-id that it was given
 }
 
