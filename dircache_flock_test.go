@@ -180,7 +180,7 @@ func TestWorkingDirectoryThatIsGoneIsNoMiss(t *testing.T) {
 		notMissing(t, err, "no such file or directory")
 		log := sourceLog(t, c)
 		for _, op := range []string{"Get", "Lock", "Put"} {
-			assert.Contains(t, log, "moovauth: "+op+": ")
+			assert.Contains(t, log, "moovauth: cache: "+op+": ")
 		}
 	}
 }
