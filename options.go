@@ -11,7 +11,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -230,16 +229,6 @@ func WithBaseURL(baseURL string) Option {
 		c.baseURL = u
 		return nil
 	}
-}
-
-// secure reports whether a token may travel to u: over https, or over http
-// where it does not leave the machine.
-func secure(u *url.URL) bool {
-	if u.Scheme == "https" {
-		return true
-	}
-	ip := net.ParseIP(u.Hostname())
-	return u.Scheme == "http" && (strings.EqualFold(u.Hostname(), "localhost") || ip != nil && ip.IsLoopback())
 }
 
 // WithHTTPClient sets the client that makes token and revoke requests, for a

@@ -1,118 +1,208 @@
 package moovauth
 
 // This file puts a token on requests: the version header, the Authorization
-// header where it may go, and one more try after a 401.
+// header, and one more try after a 401. Where a token may go is hosts.go's.
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/oauth2"
 )
 
-// maxDrain is how much of a 401's body is read to keep its connection.
-const maxDrain = 64 << 10
-
 // Transport is an [http.RoundTripper] that adds X-Moov-Version to each
-// request, and the token of Source where there is one. Its zero value only adds
+// request, and the token of Source if there is one. Its zero value only adds
 // the version. Do not change its fields after its first use.
 //
 // The token goes only to Hosts, and only over https (or http to a loopback
-// address). A request elsewhere is an error, and nothing is sent; a redirect
-// elsewhere is followed without the token. An Authorization header that the
-// request has already is replaced, but for requests to Moov's token and revoke
-// endpoints, which go out as they are. A version header that it has stays.
+// address). A request elsewhere gets a [*HostError], and nothing is sent; a
+// redirect elsewhere is followed without the token. An Authorization header
+// that the request has already is replaced, except on requests to Moov's token
+// and revoke endpoints, which keep it and get no token. A version header that
+// the request has stays. Both are found in whatever case they are written.
 //
-// After a 401 the token is invalidated, where Source has an Invalidate method,
-// and the request is made once more if there is a new token and the body can be
-// sent again (none, or GetBody is set). Otherwise the 401 is returned.
+// Each 401 to a token of Source invalidates that token, if Source has an
+// Invalidate method. If the request's body can be sent again (there is none,
+// or GetBody is set), the 401's body is read and closed, so that its connection
+// is free for the token request: at most 64 KiB are read, for at most a quarter
+// of a second. The request is then made once more if Source has another token.
+// If it has none, the caller gets the 401 with the part of the body that was
+// read. If that is not all, it ends in [io.ErrUnexpectedEOF].
 //
-// Where Source has a TokenContext method, it is called with the request's
-// context in the place of Token.
+// If Source has a TokenContext method, it is called with the request's context
+// instead of Token. A request whose deadline passes meanwhile ends in an error
+// whose Timeout method reports true.
 type Transport struct {
-	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects itself.
+	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects itself, nor lead back to this Transport.
 	Source  oauth2.TokenSource // nil: no Authorization header
 	Version string             // "": the source's version if Source is a *TokenSource, else DefaultVersion
 	Hosts   []string           // host or host:port, where the token may go; empty: the base URL's host if Source is a *TokenSource, else DefaultBaseURL's
 
-	once sync.Once
-	to   destination
-	err  error // what is wrong with the fields
-}
-
-// destination is what a Transport works out once from its fields.
-type destination struct {
+	once    sync.Once
 	version string
-	hosts   []address
-	usual   string // of hosts, one as it stands in an https URL: no closer look is needed
-	token   string // the token endpoint's path
-	revoke  string // the revoke endpoint's
+	to      destination
+	err     error // what is wrong with the fields
+
+	closingIdle atomic.Bool // CloseIdleConnections is under way
 }
 
 // RoundTrip implements [http.RoundTripper].
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	reqBodyClosed := false
+	if req.Body != nil {
+		defer func() {
+			if !reqBodyClosed {
+				req.Body.Close()
+			}
+		}()
+	}
 	t.once.Do(t.init)
-	if t.err != nil {
-		return nil, fail(req, t.err)
-	}
-	if t.Source != nil && !t.to.trusts(req.URL) {
-		if req.Response == nil { // not a redirect
-			return nil, fail(req, t.to.refuse(req.URL))
-		}
-		own := t.prepare(req, "")
-		delete(own.Header, "Authorization") // nor the caller's, which net/http keeps on the way to a subdomain, or to http
-		return t.base().RoundTrip(own)
-	}
-	if t.Source == nil || t.to.isEndpoint(req.URL) {
-		return t.base().RoundTrip(t.prepare(req, ""))
+	before, err := t.check(req)
+	if err != nil {
+		return nil, err
 	}
 
-	sent, err := t.token(req.Context())
-	if err != nil {
-		return nil, fail(req, err)
+	var sent *held // nil: the request goes without a token
+	keep := true   // the request's own Authorization header
+	switch {
+	case t.Source == nil:
+	case !t.to.trusts(req.URL):
+		if req.Response == nil { // not a redirect
+			return nil, t.to.refuse(req.URL)
+		}
+		keep = false // net/http keeps it on the way to a subdomain, or to http
+	case !t.to.isEndpoint(req.URL):
+		if sent, err = t.token(req.Context()); err != nil {
+			return nil, newTokenError(req.Context(), err)
+		}
 	}
-	resp, err := t.base().RoundTrip(t.prepare(req, sent.authorization))
+
+	// Base closes req.Body.
+	reqBodyClosed = true
+	if sent == nil {
+		return t.send(t.prepare(req, before, keep, ""))
+	}
+	resp, err := t.send(t.prepare(req, before, false, sent.authorization))
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
-		source.Invalidate(sent.token.AccessToken)
-	}
-	again, ok := t.again(req, sent)
-	if !ok {
+	t.invalidate(sent)
+	hasBody := req.Body != nil && req.Body != http.NoBody
+	if hasBody && req.GetBody == nil {
 		return resp, nil
 	}
-	if resp.Body != nil {
-		_, _ = io.CopyN(io.Discard, resp.Body, maxDrain)
-		resp.Body.Close()
-	}
-	return t.base().RoundTrip(again)
-}
-
-// again is req with another token than the one that was sent, if there is one.
-func (t *Transport) again(req *http.Request, sent *held) (*http.Request, bool) {
-	if req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
-		return nil, false
-	}
+	// A token request may need the connection that the 401's body holds.
+	resp = release(resp)
 	fresh, err := t.token(req.Context())
 	if err != nil || fresh.authorization == sent.authorization {
-		return nil, false
+		return resp, nil
 	}
-	again := t.prepare(req, fresh.authorization)
-	if req.GetBody != nil {
+	again := t.prepare(req, before, false, fresh.authorization)
+	if hasBody {
 		if again.Body, err = req.GetBody(); err != nil {
-			return nil, false
+			return resp, nil
 		}
 	}
-	return again, true
+	resp, err = t.send(again)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		t.invalidate(fresh)
+	}
+	return resp, err
+}
+
+// check says what is wrong with t, or with req. It returns the passage through
+// t that has led to req, if there is one.
+func (t *Transport) check(req *http.Request) (*passage, error) {
+	if t.err != nil {
+		return nil, t.err
+	}
+	if req.URL == nil {
+		return nil, errors.New("moovauth: the request has no URL")
+	}
+	before, _ := req.Context().Value(t).(*passage)
+	if before != nil && (before.nth >= maxPassages || before.url.String() == req.URL.String()) {
+		return nil, errors.New("moovauth: Transport.Base (http.DefaultTransport if it is nil) leads back to the Transport itself: set Base to a RoundTripper that does not")
+	}
+	return before, nil
+}
+
+// passage is the context of a request that has been through a Transport. By it
+// a Base that leads back to the Transport is found out. A Base may still make a
+// request of its own through the same Transport, to another URL.
+type passage struct {
+	context.Context
+	through *Transport
+	url     *url.URL
+	nth     int // of those that are within each other
+}
+
+const maxPassages = 8 // within each other
+
+func (p *passage) Value(key any) any {
+	if key == any(p.through) {
+		return p
+	}
+	return p.Context.Value(key)
+}
+
+// prepare returns a copy of req with our headers. keep is whether it keeps its
+// own Authorization header.
+func (t *Transport) prepare(req *http.Request, before *passage, keep bool, authorization string) *http.Request {
+	own := new(struct { // one allocation for both
+		passage
+		room [8]string // for the values of all headers
+	})
+	own.Context, own.through, own.url, own.nth = req.Context(), t, req.URL, 1
+	if before != nil {
+		own.nth += before.nth
+	}
+	out := req.WithContext(&own.passage)
+	out.Header = make(http.Header, len(req.Header)+2)
+	values := own.room[:0]
+	if len(req.Header)+2 > len(own.room) {
+		values = make([]string, 0, len(req.Header)+2)
+	}
+	set := func(name string, value ...string) {
+		n := len(values)
+		values = append(values, value...)
+		out.Header[name] = values[n:len(values):len(values)]
+	}
+	hasVersion := false
+	for name, value := range req.Header {
+		if is(name, "Authorization") && !keep {
+			continue
+		}
+		hasVersion = hasVersion || is(name, VersionHeader)
+		set(name, value...)
+	}
+	if !hasVersion {
+		set(VersionHeader, t.version)
+	}
+	if authorization != "" {
+		set("Authorization", authorization)
+	}
+	return out
+}
+
+// is reports whether name, which may have been set by index, is header.
+func is(name, header string) bool {
+	return len(name) == len(header) && strings.EqualFold(name, header)
+}
+
+// send hands req to Base.
+func (t *Transport) send(req *http.Request) (*http.Response, error) {
+	resp, err := t.base().RoundTrip(req)
+	if resp == nil && err == nil {
+		return nil, fmt.Errorf("moovauth: Transport.Base, a %T, returned neither a response nor an error", t.base())
+	}
+	return resp, err
 }
 
 // token asks Source.
@@ -138,117 +228,80 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 	return &held{token: *token, authorization: token.Type() + " " + token.AccessToken}, nil
 }
 
-// prepare returns a copy of req with our headers.
-func (t *Transport) prepare(req *http.Request, authorization string) *http.Request {
-	own := req.WithContext(req.Context())
-	own.Header = make(http.Header, len(req.Header)+2)
-	values := make([]string, 0, len(req.Header)+2) // of all headers, in one allocation
-	set := func(name string, value ...string) {
-		n := len(values)
-		values = append(values, value...)
-		own.Header[name] = values[n:len(values):len(values)]
+// invalidate tells Source that the server has refused a token.
+func (t *Transport) invalidate(refused *held) {
+	if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
+		source.Invalidate(refused.token.AccessToken)
 	}
-	for name, value := range req.Header {
-		set(name, value...)
+}
+
+// tokenError is why there is no token for a request. A [*url.Error] asks the
+// error in it, and no deeper one, whether it is a timeout.
+type tokenError struct {
+	error
+	timeout bool
+}
+
+func newTokenError(ctx context.Context, err error) error {
+	return &tokenError{err, timedOut(err) || errors.Is(ctx.Err(), context.DeadlineExceeded)}
+}
+
+func (e *tokenError) Unwrap() error { return e.error }
+
+func (e *tokenError) Timeout() bool { return e.timeout }
+
+func (e *tokenError) Temporary() bool {
+	var t interface{ Temporary() bool }
+	return errors.As(e.error, &t) && t.Temporary()
+}
+
+// timedOut reports whether a deadline is what ended err. An error with a
+// Timeout method speaks for those that it wraps: a cool-down is no timeout,
+// even if it follows one.
+func timedOut(err error) bool {
+	switch e := err.(type) {
+	case nil:
+		return false
+	case *url.Error: // which looks no deeper than one level
+		return timedOut(e.Err)
+	case interface{ Timeout() bool }:
+		return e.Timeout()
+	case interface{ Unwrap() error }:
+		return timedOut(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), timedOut)
 	}
-	if _, ok := req.Header[VersionHeader]; !ok {
-		set(VersionHeader, t.to.version)
-	}
-	if authorization != "" {
-		set("Authorization", authorization)
-	}
-	return own
+	return errors.Is(err, context.DeadlineExceeded)
 }
 
 // init checks and reads the fields.
 func (t *Transport) init() {
-	base, _ := url.Parse(DefaultBaseURL)
-	t.to.version = DefaultVersion
+	var base *url.URL
+	t.version = DefaultVersion
 	if s, ok := t.Source.(*TokenSource); ok {
 		if s == nil || s.endpoint == nil {
 			t.err = errors.New("moovauth: Transport.Source is a nil or zero TokenSource: make one with NewTokenSource")
 			return
 		}
-		base, t.to.version = s.endpoint.baseURL, s.endpoint.version
+		base, t.version = s.endpoint.baseURL, s.endpoint.version
 	}
-	t.to.token, t.to.revoke = base.Path+tokenPath, base.Path+revokePath
 	if t.Version != "" {
 		if err := checkVersion(t.Version); err != nil {
 			t.err = fmt.Errorf("moovauth: Transport.Version: %w", err)
 			return
 		}
-		t.to.version = t.Version
+		t.version = t.Version
 	}
-	if len(t.Hosts) == 0 {
-		t.to.hosts = []address{addressOf(base)}
-		if base.Scheme == "https" {
-			t.to.usual = base.Host
-		}
-	}
-	for _, host := range t.Hosts {
-		u, err := url.Parse("https://" + host)
-		if err != nil || u.Hostname() == "" || u.Host != host {
-			t.err = fmt.Errorf("moovauth: Transport.Hosts: want a host or host:port, such as %q; got %q", "api.moov.io", host)
-			return
-		}
-		t.to.hosts, t.to.usual = append(t.to.hosts, addressOf(u)), host
-		if u.Scheme = "http"; u.Port() == "" && secure(u) {
-			t.to.hosts = append(t.to.hosts, addressOf(u))
-		}
-	}
+	t.to, t.err = newDestination(t.Hosts, base)
 }
 
-// trusts reports whether the token may go to u.
-func (d *destination) trusts(u *url.URL) bool {
-	if u.Scheme == "https" && u.Host == d.usual {
-		return true
-	}
-	return secure(u) && slices.Contains(d.hosts, addressOf(u))
-}
-
-// refuse says why the token may not go to u.
-func (d *destination) refuse(u *url.URL) error {
-	if !secure(u) {
-		return fmt.Errorf("moovauth: the token is not sent over %s to %s: use https", u.Scheme, u.Host)
-	}
-	return fmt.Errorf("moovauth: the token is not sent to %v, only to %v: add the host to Transport.Hosts, or use another client", addressOf(u), d.hosts)
-}
-
-// isEndpoint reports whether u is one of the endpoints with client credentials.
-func (d *destination) isEndpoint(u *url.URL) bool {
-	return u.Path == d.token || u.Path == d.revoke
-}
-
-// address is where a request goes to.
-type address struct {
-	host string // in lower case
-	port string
-}
-
-func addressOf(u *url.URL) address {
-	a := address{strings.Map(lowerASCII, u.Hostname()), u.Port()}
-	if a.port == "" && u.Scheme == "https" {
-		a.port = "443"
-	} else if a.port == "" {
-		a.port = "80"
-	}
-	return a
-}
-
-// lowerASCII leaves other letters alone: İ would become an i, but names another
-// host.
-func lowerASCII(r rune) rune {
-	if 'A' <= r && r <= 'Z' {
-		r += 'a' - 'A'
-	}
-	return r
-}
-
-func (a address) String() string { return net.JoinHostPort(a.host, a.port) }
-
-// CloseIdleConnections closes those of Base, where it has the method, for
+// CloseIdleConnections closes those of Base, if it has the method, for
 // [http.Client.CloseIdleConnections].
 func (t *Transport) CloseIdleConnections() {
+	if t.closingIdle.Swap(true) { // Base leads back to t, or another call closes them
+		return
+	}
+	defer t.closingIdle.Store(false)
 	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok {
 		base.CloseIdleConnections()
 	}
@@ -259,12 +312,4 @@ func (t *Transport) base() http.RoundTripper {
 		return t.Base
 	}
 	return http.DefaultTransport
-}
-
-// fail closes req's body, as a RoundTripper must, and returns err.
-func fail(req *http.Request, err error) error {
-	if req.Body != nil {
-		req.Body.Close()
-	}
-	return err
 }
