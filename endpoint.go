@@ -147,7 +147,9 @@ func (e *endpoint) once(ctx context.Context, r *request) (*reply, error) {
 	if resp.StatusCode/100 != 2 {
 		refused := newError(r.op, r.grantType, resp, body, &e.redact)
 		refused.advice = e.advice(refused)
-		e.tell(ctx, refused)
+		if throttled(refused) {
+			e.tell(ctx, refused.RetryAfter)
+		}
 		return nil, refused
 	}
 	if r.op == opRevoke {
@@ -315,10 +317,10 @@ type undated struct{ context.Context }
 func (undated) Deadline() (deadline time.Time, ok bool) { return deadline, false }
 
 // tell tells the limiter of a 429.
-func (e *endpoint) tell(ctx context.Context, refused *Error) {
-	if l, ok := e.limiter.(interface{ Refused(time.Duration) }); ok && throttled(refused) {
+func (e *endpoint) tell(ctx context.Context, retryAfter time.Duration) {
+	if l, ok := e.limiter.(interface{ Refused(time.Duration) }); ok {
 		_, _ = guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
-			func() (struct{}, error) { l.Refused(refused.RetryAfter); return struct{}{}, nil }, nil)
+			func() (struct{}, error) { l.Refused(retryAfter); return struct{}{}, nil }, nil)
 	}
 }
 

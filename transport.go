@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/oauth2"
 )
@@ -201,6 +202,9 @@ func (t *Transport) send(req *http.Request) (*http.Response, error) {
 	resp, err := t.base().RoundTrip(req)
 	if resp == nil && err == nil {
 		return nil, fmt.Errorf("moovauth: Transport.Base, a %T, returned neither a response nor an error", t.base())
+	}
+	if s, ok := t.Source.(*TokenSource); ok && err == nil && resp.StatusCode == http.StatusTooManyRequests {
+		s.endpoint.tell(req.Context(), retryAfter(resp.Header, time.Now()))
 	}
 	return resp, err
 }
