@@ -89,7 +89,12 @@ type entry struct {
 }
 
 // token is e's token with what Extra finds in it.
-func (e *entry) token() oauth2.Token { return *e.WithExtra(e.Members) }
+func (e *entry) token() oauth2.Token {
+	if e.Members == nil {
+		return e.Token
+	}
+	return *e.WithExtra(e.Members)
+}
 
 // store is the place of one source's token in its cache.
 type store struct {

@@ -301,7 +301,8 @@ func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held
 	h.token.Expiry = at.add(life).time()
 	h.token.ExpiresIn = int64(life / time.Second)
 	h.authorization = t.Type() + " " + t.AccessToken
-	h.token.AccessToken = h.authorization[len(h.authorization)-len(t.AccessToken):] // so that it is held once
+	h.token.AccessToken = h.authorization[len(h.authorization)-len(t.AccessToken):] // so that it is held once,
+	e.redact.Add(h.token.AccessToken)                                               // here too
 	h.refreshAt, h.expireAt = at.add(fresh), at.add(usable)
 	return h
 }
