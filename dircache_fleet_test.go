@@ -31,7 +31,7 @@ func TestSourcesOnADirCacheAskOnceForEachToken(t *testing.T) {
 			}
 			time.Sleep(20 * time.Minute) // until it has expired
 		}
-		assert.Len(t, server.TokenRequests(), 40)
+		assert.Equal(t, 40, len(server.TokenRequests()))
 	})
 }
 
@@ -111,5 +111,5 @@ func TestCommandsOnADirCacheAskOnceForEachToken(t *testing.T) {
 	}
 	t.Logf("%d rounds: %d token requests, %d of %d tokens dead", rounds, len(server.TokenRequests()), dead, tokens)
 	assert.Zero(t, dead)
-	assert.Len(t, server.TokenRequests(), rounds)
+	assert.Equal(t, rounds, len(server.TokenRequests()))
 }
