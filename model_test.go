@@ -306,7 +306,7 @@ func (p *process) receive(tokens ...string) {
 // w.mu is not held.
 func (p *process) forgetful() {
 	p.source.memory.mu.Lock()
-	full := len(p.source.memory.past.former) >= 14
+	full := len(p.source.memory.past().former) >= 14
 	p.source.memory.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
