@@ -4,6 +4,7 @@ package moovauth
 // It knows nothing of requests or of a token's life: the other files read what is gathered here.
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ import (
 	"unicode"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
 const (
@@ -100,6 +103,8 @@ type config struct {
 	logger    *slog.Logger
 	hint      TokenTypeHint // "": none is sent
 	cache     Cache         // nil: none
+	limiter   Limiter       // nil: none
+	redact    redact.Set    // what no message may carry
 
 	clock  func() instant
 	random func() float64 // in [0, 1)
@@ -124,6 +129,7 @@ func newConfig(creds Credentials, opts []Option) (*config, error) {
 		clock:   newClock(),
 		random:  rand.Float64,
 	}
+	c.redact.Pin(creds.ClientSecret, base64.StdEncoding.EncodeToString([]byte(creds.ClientID+":"+creds.ClientSecret)))
 	c.baseURL, _ = url.Parse(DefaultBaseURL)
 	for i, opt := range opts {
 		if opt == nil {
@@ -274,6 +280,7 @@ func WithToken(t *oauth2.Token) Option {
 		own := *t
 		own.TokenType = scheme
 		c.token = &own
+		c.redact.Add(t.AccessToken, t.RefreshToken)
 		return nil
 	}
 }
@@ -306,8 +313,19 @@ func WithTokenTypeHint(hint TokenTypeHint) Option {
 		"WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
 }
 
-// secrets are what no message may carry: those of the configuration, and more.
-func (c *config) secrets(more ...string) secrets {
-	basic := base64.StdEncoding.EncodeToString([]byte(c.creds.ClientID + ":" + c.creds.ClientSecret))
-	return append(secrets{c.creds.ClientSecret, basic}, more...)
+// Limiter is what *rate.Limiter of golang.org/x/time/rate is. Sources that share
+// an API key share one. A Limiter that also has Refused(retryAfter
+// time.Duration) is told of each 429, by sources and by Transports on them, with
+// what Retry-After asks for, or 0.
+type Limiter interface {
+	Wait(ctx context.Context) error
+}
+
+// WithLimiter makes each token and revoke request wait for l first. Time in line
+// does not count towards [WithTimeout], which starts when l lets the first
+// request go. After a 429 a request waits for as long as the server asks for and
+// gets in line again, as long as a caller waits for it, and for an hour at most.
+// Default: no limiter, and a 429 is retried like any temporary failure.
+func WithLimiter(l Limiter) Option {
+	return option(l != nil, func(c *config) { c.limiter = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
 }
