@@ -25,7 +25,7 @@ const (
 )
 
 // Set is what no message of one token source may carry. The zero value is
-// empty and ready. A nil Set masks nothing that it is not told. A Set is safe
+// empty and ready. A nil Set knows no secret. A Set is safe
 // for concurrent use.
 type Set struct {
 	mu     sync.Mutex
@@ -36,6 +36,9 @@ type Set struct {
 // Pin adds secrets that are kept for good: the client secret and what is made
 // of it.
 func (s *Set) Pin(secrets ...string) {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, secret := range secrets {
@@ -48,6 +51,9 @@ func (s *Set) Pin(secrets ...string) {
 // Add adds tokens. Each is kept until 64 others have been added since. A token
 // that is added again counts as new.
 func (s *Set) Add(tokens ...string) {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, token := range tokens {
