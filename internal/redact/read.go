@@ -24,6 +24,7 @@ type readings struct {
 	bytes  []byte
 	lo, hi []uint16
 	spans  []span
+	ascii  bool // no secret has other characters
 }
 
 // span is one reading.
@@ -33,8 +34,8 @@ type span struct {
 }
 
 // read returns nil if there are too many readings.
-func read(text string) *readings {
-	r := &readings{}
+func read(text string, ascii bool) *readings {
+	r := &readings{ascii: ascii}
 	for i := range len(text) {
 		r.add(text[i], uint16(i), uint16(i+1))
 	}
@@ -260,46 +261,23 @@ func (r *readings) decode(run []int) {
 		}
 		n -= 8
 		c := byte(bits >> n)
-		if c < ' ' && c != '\n' && c != '\r' && c != '\t' || c == 0x7f {
-			from = r.piece(from)
+		if c < ' ' && c != '\n' && c != '\r' && c != '\t' || c == 0x7f || r.ascii && c > 0x7f {
+			from = r.endPiece(from)
 			continue
 		}
 		r.add(c, r.lo[run[i-1]], r.hi[at])
 	}
-	r.piece(from)
+	r.endPiece(from)
 }
 
-// piece ends the piece that starts at from, and drops what is no UTF-8 in it.
-func (r *readings) piece(from int) (next int) {
-	end, to := len(r.bytes), from
-	start := from
-	for i := from; i <= end; {
-		c, n := utf8.RuneError, 1
-		if i < end {
-			c, n = utf8.DecodeRune(r.bytes[i:end])
-		}
-		if c != utf8.RuneError || n > 1 {
-			i += n
-			continue
-		}
-		if i-start >= minBytes {
-			copy(r.bytes[to:], r.bytes[start:i])
-			copy(r.lo[to:], r.lo[start:i])
-			copy(r.hi[to:], r.hi[start:i])
-			to += i - start
-			if to < end {
-				r.bytes[to] = 0
-			}
-			to++
-		}
-		i += n
-		start = i
-	}
-	if to > end {
+// endPiece ends the piece that starts at from, and returns where the next starts.
+func (r *readings) endPiece(from int) int {
+	if len(r.bytes)-from < minBytes {
+		r.cut(from)
+	} else {
 		r.add(0, 0, 0)
 	}
-	r.cut(to)
-	return to
+	return len(r.bytes)
 }
 
 // sextet is what a character of either base64 alphabet stands for, or -1.

@@ -4,7 +4,9 @@ package redact
 
 import (
 	"bytes"
+	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 const (
@@ -20,7 +22,9 @@ const (
 // tokens that nobody knows yet, too, and adds them to secrets. It returns
 // !ok if it gave up.
 func search(text string, secrets *[]string, members bool) (hidden []bool, found, ok bool) {
-	r := read(text)
+	r := read(text, !slices.ContainsFunc(*secrets, func(s string) bool {
+		return strings.ContainsFunc(s, func(c rune) bool { return c >= utf8.RuneSelf })
+	}))
 	if r == nil {
 		return nil, false, false
 	}
@@ -194,11 +198,11 @@ func value(b []byte, i int) (from, to int) {
 		}
 		return n
 	}
-	skip(`\"'] ` + "`\t\r\n")
+	skip(`\"']+ ` + "`\t\r\n") // + for a space, in a form
 	if skip(":=>") == 0 {
 		return i, i
 	}
-	skip(" \t\r\n")
+	skip("+ \t\r\n")
 	slashes := skip(`\`)
 	if i == len(b) {
 		return i, i
@@ -218,12 +222,15 @@ func value(b []byte, i int) (from, to int) {
 		}
 		return from, len(b)
 	case '{', '[':
-		depth := 0
+		depth, quoted := 0, false
 		for n := i; n < len(b); n++ {
-			switch b[n] {
-			case '{', '[':
+			switch c := b[n]; {
+			case c == '"' && b[n-1] != '\\':
+				quoted = !quoted
+			case quoted:
+			case c == '{' || c == '[':
 				depth++
-			case '}', ']':
+			case c == '}' || c == ']':
 				depth--
 			}
 			if depth == 0 {
