@@ -17,7 +17,7 @@ var cloudflare = `<!DOCTYPE html>
 <title>Attention Required! | Cloudflare</title>
 <meta charset="UTF-8" /><meta name="robots" content="noindex, nofollow" />
 <link rel="stylesheet" id="cf_styles-css" href="/cdn-cgi/styles/cf.errors.css?v=1.2&amp;t=9f3b4a39" />
-<link rel="icon" href="data:image/png;base64,` + strings.Repeat("iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAYAAAAf8/9hAAAABHNCSVQICAgIfAhkiAAAAAlwSFlz", 12) + `==">
+<link rel="icon" href="data:image/png;base64,` + strings.Repeat("iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAYAAAAf8/9hAAAABHNCSVQICAgIfAhkiAAAAAlwSFlz", 8) + `==">
 <script>
   (function(){if (document.addEventListener && window.XMLHttpRequest && JSON && JSON.stringify) {
       var e = /\b(\d+)\.(\w+)\\n/g, a = "https:\/\/api.moov.io\/oauth2\/token?x=%5B%22a%22%5D&y=\u003cb\u003e";
@@ -54,9 +54,8 @@ func TestBenignTextStaysReadable(t *testing.T) {
 		"form":                      "error=invalid_request&error_description=The+Origin+header+is+missing%2E",
 	} {
 		t.Run(name, func(t *testing.T) {
-			assert.Less(t, len(text), maxText)
-			assert.Equal(t, text, full().Text(text))
-			assert.Equal(t, text, full().Body(text))
+			assert.Equal(t, Cut(text, maxText), full().Text(text))
+			assert.Equal(t, Cut(text, maxText), full().Body(text))
 		})
 	}
 }

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	maxWork  = 32      // bytes of all readings, for each byte of the text
+	maxExact = 1 << 10 // bytes of a text of which every reading is made
+	maxWork  = 24      // bytes of all readings, for each byte of the text
 	minWork  = 1 << 10 // bytes of the text that are counted at least
 	maxName  = 16      // letters of an HTML entity's name that stands for an ASCII character
 	minBytes = 4       // in a row that base64 decodes to: less is an accident
@@ -30,22 +31,45 @@ type readings struct {
 // span is one reading.
 type span struct {
 	from, to int
-	base64   bool // has been undone on the way
+	base64   bool   // has been undone on the way
+	only     string // escapes to undo next; "": any
 }
 
+// The escapes by what they start with.
+const anyEscape = `\&%`
+
 // read returns nil if there are too many readings.
-func read(text string, ascii bool) *readings {
-	r := &readings{ascii: ascii}
+//
+// A secret may hold what looks like an escape, and so may what stands before a
+// piece of one. So escapes are undone one kind at a time, in every order. In a
+// long text this takes too long: there all kinds are undone at once, or one
+// alone, unless a secret holds what starts an escape.
+func read(text string, secrets []string) *readings {
+	r := &readings{ascii: true}
+	exact := len(text) <= maxExact
+	for _, secret := range secrets {
+		exact = exact || strings.ContainsAny(secret, anyEscape)
+		r.ascii = r.ascii && !strings.ContainsFunc(secret, func(c rune) bool { return c >= utf8.RuneSelf })
+	}
+	kinds := []string{anyEscape, `\`, "&", "%"}
+	if exact {
+		kinds = kinds[1:]
+	}
+	n := 4 * len(text)
+	r.bytes, r.lo, r.hi = make([]byte, 0, n), make([]uint16, 0, n), make([]uint16, 0, n)
 	for i := range len(text) {
 		r.add(text[i], uint16(i), uint16(i+1))
 	}
 	r.end(span{})
 	budget := maxWork * max(len(text), minWork)
 	for i := 0; i < len(r.spans); i++ {
-		for _, e := range escapes {
-			r.unescape(r.spans[i], e.start, e.undo)
+		s := r.spans[i]
+		for _, kind := range kinds {
+			if exact || s.only == "" || s.only == kind {
+				r.unescape(s, kind)
+			}
 		}
-		r.unbase64(r.spans[i])
+		r.unbase64(s)
 		if len(r.bytes) > budget {
 			return nil
 		}
@@ -57,12 +81,22 @@ func (r *readings) add(c byte, lo, hi uint16) {
 	r.bytes, r.lo, r.hi = append(r.bytes, c), append(r.lo, lo), append(r.hi, hi)
 }
 
+// repeat adds [from, to) once more.
+func (r *readings) repeat(from, to int) {
+	r.bytes, r.lo, r.hi = append(r.bytes, r.bytes[from:to]...), append(r.lo, r.lo[from:to]...), append(r.hi, r.hi[from:to]...)
+}
+
+func (r *readings) cut(n int) { r.bytes, r.lo, r.hi = r.bytes[:n], r.lo[:n], r.hi[:n] }
+
 // end makes what was added since s.from a reading, unless there is one like it.
 func (r *readings) end(s span) {
 	s.to = len(r.bytes)
 	own := r.bytes[s.from:]
-	for _, other := range r.spans {
+	for i, other := range r.spans {
 		if bytes.Equal(own, r.bytes[other.from:other.to]) && s.base64 == other.base64 {
+			if s.only != other.only {
+				r.spans[i].only = ""
+			}
 			r.cut(s.from)
 			return
 		}
@@ -71,40 +105,43 @@ func (r *readings) end(s span) {
 	r.spans = append(r.spans, s)
 }
 
-func (r *readings) cut(n int) { r.bytes, r.lo, r.hi = r.bytes[:n], r.lo[:n], r.hi[:n] }
-
-// escapes are undone one kind at a time: a secret may hold what looks like an
-// escape of another kind. undo returns what the start of b stands for, and how
-// long it is, or 0 if it is no escape.
-var escapes = []struct {
-	start byte
-	undo  func(b []byte) (char []byte, n int)
-}{{'\\', backslash}, {'&', entity}, {'%', percent}}
-
-func (r *readings) unescape(s span, start byte, undo func([]byte) ([]byte, int)) {
-	if bytes.IndexByte(r.bytes[s.from:s.to], start) < 0 {
-		return
-	}
-	from, changed := len(r.bytes), false
+// unescape undoes the escapes that start with one of kind.
+func (r *readings) unescape(s span, kind string) {
+	from, changed, done := len(r.bytes), false, s.from
 	for i := s.from; i < s.to; {
-		if r.bytes[i] == start {
-			if char, n := undo(r.bytes[i:s.to]); n > 0 {
-				for _, c := range char {
-					r.add(c, r.lo[i], r.hi[i+n-1])
-				}
-				i += n
-				changed = true
-				continue
-			}
+		n := bytes.IndexAny(r.bytes[i:s.to], kind)
+		if n < 0 {
+			break
 		}
-		r.add(r.bytes[i], r.lo[i], r.hi[i])
-		i++
+		i += n
+		char, n := undo(r.bytes[i:s.to])
+		if n == 0 {
+			i++
+			continue
+		}
+		r.repeat(done, i)
+		for _, c := range char {
+			r.add(c, r.lo[i], r.hi[i+n-1])
+		}
+		i += n
+		done, changed = i, true
 	}
-	if !changed {
-		r.cut(from)
-		return
+	if changed {
+		r.repeat(done, s.to)
+		r.end(span{from: from, base64: s.base64, only: kind})
 	}
-	r.end(span{from: from, base64: s.base64})
+}
+
+// undo returns what the escape that b starts with stands for, and how long it
+// is, or 0 if it is none.
+func undo(b []byte) (char []byte, n int) {
+	switch b[0] {
+	case '\\':
+		return backslash(b)
+	case '&':
+		return entity(b)
+	}
+	return percent(b)
 }
 
 // backslash undoes the escapes of JSON, and of Go's and JavaScript's strings.
@@ -252,32 +289,32 @@ func (r *readings) unbase64(s span) {
 // decode adds the text in what the characters at run decode to. Each piece of
 // it has a 0 after it.
 func (r *readings) decode(run []int) {
-	from := len(r.bytes)
+	out, lo, hi := r.bytes, r.lo, r.hi
+	from := len(out) // of the piece
 	bits, n := uint32(0), 0
 	for i, at := range run {
-		bits, n = bits<<6|uint32(sextet[r.bytes[at]]), n+6
+		bits, n = bits<<6|uint32(sextet[out[at]]), n+6
 		if n < 8 {
 			continue
 		}
 		n -= 8
 		c := byte(bits >> n)
-		if c < ' ' && c != '\n' && c != '\r' && c != '\t' || c == 0x7f || r.ascii && c > 0x7f {
-			from = r.endPiece(from)
+		if c >= ' ' && c < 0x7f || c > 0x7f && !r.ascii || c == '\n' || c == '\r' || c == '\t' {
+			out, lo, hi = append(out, c), append(lo, lo[run[i-1]]), append(hi, hi[at])
 			continue
 		}
-		r.add(c, r.lo[run[i-1]], r.hi[at])
+		if len(out)-from >= minBytes {
+			out, lo, hi = append(out, 0), append(lo, 0), append(hi, 0)
+			from = len(out)
+		}
+		out, lo, hi = out[:from], lo[:from], hi[:from]
 	}
-	r.endPiece(from)
-}
-
-// endPiece ends the piece that starts at from, and returns where the next starts.
-func (r *readings) endPiece(from int) int {
-	if len(r.bytes)-from < minBytes {
-		r.cut(from)
+	if len(out)-from < minBytes {
+		out, lo, hi = out[:from], lo[:from], hi[:from]
 	} else {
-		r.add(0, 0, 0)
+		out, lo, hi = append(out, 0), append(lo, 0), append(hi, 0)
 	}
-	return len(r.bytes)
+	r.bytes, r.lo, r.hi = out, lo, hi
 }
 
 // sextet is what a character of either base64 alphabet stands for, or -1.

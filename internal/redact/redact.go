@@ -21,7 +21,7 @@ const (
 
 	least   = 8       // bytes in a row of a secret that no text may hold
 	keep    = 64      // tokens that a Set knows
-	maxText = 8 << 10 // bytes of a text that are looked at, and returned
+	maxText = 4 << 10 // bytes of a text that are looked at, and returned
 )
 
 // Set is what no message of one token source may carry. The zero value is
@@ -82,7 +82,7 @@ func (s *Set) all() []string {
 // Text masks every known secret in text, which comes from outside. Of a secret
 // that is shorter than 8 bytes the whole is masked, of others any 8 bytes. If
 // that cannot be done, or not with little work, the whole text is withheld.
-// At most the first 8 KiB of text are returned.
+// At most the first 4 KiB of text are returned.
 func (s *Set) Text(text string) string { return s.mask(text, false) }
 
 // Body is Text for what may be a reply. It also masks the values of members

@@ -4,9 +4,7 @@ package redact
 
 import (
 	"bytes"
-	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 const (
@@ -22,9 +20,7 @@ const (
 // tokens that nobody knows yet, too, and adds them to secrets. It returns
 // !ok if it gave up.
 func search(text string, secrets *[]string, members bool) (hidden []bool, found, ok bool) {
-	r := read(text, !slices.ContainsFunc(*secrets, func(s string) bool {
-		return strings.ContainsFunc(s, func(c rune) bool { return c >= utf8.RuneSelf })
-	}))
+	r := read(text, *secrets)
 	if r == nil {
 		return nil, false, false
 	}
@@ -148,6 +144,10 @@ func (s *searcher) hide(from, to int) {
 func (s *searcher) members(in span) (values []string) {
 	b := s.bytes[in.from:in.to]
 	for i := 0; i < len(b); {
+		if c := b[i] | 0x20; c != 'a' && c != 'r' && c != 't' {
+			i++
+			continue
+		}
 		at := i + nameEnd(b[i:])
 		if at == i {
 			i++
@@ -169,9 +169,6 @@ func (s *searcher) members(in span) (values []string) {
 func nameEnd(b []byte) int {
 	starts := func(b []byte, word string) bool {
 		return len(b) >= len(word) && strings.EqualFold(string(b[:len(word)]), word)
-	}
-	if len(b) == 0 || strings.IndexByte("aArRtT", b[0]) < 0 {
-		return 0
 	}
 	for _, words := range [...][2]string{{"access", "token"}, {"refresh", "token"}, {"token", "type"}} {
 		if !starts(b, words[0]) {
