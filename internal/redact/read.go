@@ -5,6 +5,7 @@ package redact
 import (
 	"bytes"
 	"html"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -12,7 +13,6 @@ import (
 )
 
 const (
-	maxExact = 1 << 10 // bytes of a text of which every reading is made
 	maxWork  = 24      // bytes of all readings, for each byte of the text
 	minWork  = 1 << 10 // bytes of the text that are counted at least
 	maxName  = 16      // letters of an HTML entity's name that stands for an ASCII character
@@ -31,45 +31,28 @@ type readings struct {
 // span is one reading.
 type span struct {
 	from, to int
-	base64   bool   // has been undone on the way
-	only     string // escapes to undo next; "": any
+	base64   bool // has been undone on the way
 }
 
-// The escapes by what they start with.
-const anyEscape = `\&%`
-
-// read returns nil if there are too many readings.
-//
-// A secret may hold what looks like an escape, and so may what stands before a
-// piece of one. So escapes are undone one kind at a time, in every order. In a
-// long text this takes too long: there all kinds are undone at once, or one
-// alone, unless a secret holds what starts an escape.
+// read returns nil if there are too many readings. Escapes are undone one kind
+// at a time, in every order: a secret may hold what looks like an escape, and so
+// may what stands before it, and an escape may be broken up by others.
 func read(text string, secrets []string) *readings {
-	r := &readings{ascii: true}
-	exact := len(text) <= maxExact
-	for _, secret := range secrets {
-		exact = exact || strings.ContainsAny(secret, anyEscape)
-		r.ascii = r.ascii && !strings.ContainsFunc(secret, func(c rune) bool { return c >= utf8.RuneSelf })
-	}
-	kinds := []string{anyEscape, `\`, "&", "%"}
-	if exact {
-		kinds = kinds[1:]
-	}
 	n := 4 * len(text)
-	r.bytes, r.lo, r.hi = make([]byte, 0, n), make([]uint16, 0, n), make([]uint16, 0, n)
+	r := &readings{bytes: make([]byte, 0, n), lo: make([]uint16, 0, n), hi: make([]uint16, 0, n)}
+	r.ascii = !slices.ContainsFunc(secrets, func(secret string) bool {
+		return strings.ContainsFunc(secret, func(c rune) bool { return c >= utf8.RuneSelf })
+	})
 	for i := range len(text) {
 		r.add(text[i], uint16(i), uint16(i+1))
 	}
 	r.end(span{})
 	budget := maxWork * max(len(text), minWork)
 	for i := 0; i < len(r.spans); i++ {
-		s := r.spans[i]
-		for _, kind := range kinds {
-			if exact || s.only == "" || s.only == kind {
-				r.unescape(s, kind)
-			}
-		}
-		r.unbase64(s)
+		r.unescape(r.spans[i], '\\', backslash)
+		r.unescape(r.spans[i], '&', entity)
+		r.unescape(r.spans[i], '%', percent)
+		r.unbase64(r.spans[i])
 		if len(r.bytes) > budget {
 			return nil
 		}
@@ -92,11 +75,8 @@ func (r *readings) cut(n int) { r.bytes, r.lo, r.hi = r.bytes[:n], r.lo[:n], r.h
 func (r *readings) end(s span) {
 	s.to = len(r.bytes)
 	own := r.bytes[s.from:]
-	for i, other := range r.spans {
+	for _, other := range r.spans {
 		if bytes.Equal(own, r.bytes[other.from:other.to]) && s.base64 == other.base64 {
-			if s.only != other.only {
-				r.spans[i].only = ""
-			}
 			r.cut(s.from)
 			return
 		}
@@ -105,11 +85,12 @@ func (r *readings) end(s span) {
 	r.spans = append(r.spans, s)
 }
 
-// unescape undoes the escapes that start with one of kind.
-func (r *readings) unescape(s span, kind string) {
+// unescape undoes the escapes of one kind. undo returns what the escape that b
+// starts with stands for, and how long it is, or 0 if it is none.
+func (r *readings) unescape(s span, start byte, undo func(b []byte) (char []byte, n int)) {
 	from, changed, done := len(r.bytes), false, s.from
 	for i := s.from; i < s.to; {
-		n := bytes.IndexAny(r.bytes[i:s.to], kind)
+		n := bytes.IndexByte(r.bytes[i:s.to], start)
 		if n < 0 {
 			break
 		}
@@ -128,20 +109,8 @@ func (r *readings) unescape(s span, kind string) {
 	}
 	if changed {
 		r.repeat(done, s.to)
-		r.end(span{from: from, base64: s.base64, only: kind})
+		r.end(span{from: from, base64: s.base64})
 	}
-}
-
-// undo returns what the escape that b starts with stands for, and how long it
-// is, or 0 if it is none.
-func undo(b []byte) (char []byte, n int) {
-	switch b[0] {
-	case '\\':
-		return backslash(b)
-	case '&':
-		return entity(b)
-	}
-	return percent(b)
 }
 
 // backslash undoes the escapes of JSON, and of Go's and JavaScript's strings.
