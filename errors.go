@@ -33,7 +33,7 @@ const (
 )
 
 const (
-	maxRead      = 8 << 10 // bytes of an unusable reply that are looked at
+	maxRead      = 4 << 10 // bytes of an unusable reply that are looked at
 	maxErrorText = 2 << 10 // bytes of an error's text, and of the body that it keeps
 	maxShort     = 256     // bytes of anything else that it keeps
 	maxQuoted    = 200     // characters of a quotation
@@ -303,6 +303,16 @@ func unusableReply(grantType string, resp *http.Response, body []byte, why error
 		text += "; it starts with " + quoted(page)
 	}
 	return &grantError{text: redact.Cut(text, maxErrorText), causes: []error{retrieve, err}, temporary: true}
+}
+
+// shownType is a token_type as it may stand in an error. One that is not
+// registered with IANA can be the token itself: only its length is given.
+func shownType(tokenType string) string {
+	switch name := strings.ToLower(tokenType); name {
+	case "mac", "pop", "dpop", "n_a":
+		return strconv.Quote(name)
+	}
+	return fmt.Sprintf("(%d bytes)", len(tokenType))
 }
 
 // advise adds what to change. scopes are those configured; origin says whether
