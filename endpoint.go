@@ -309,7 +309,7 @@ func bearer(tokenType string) (string, error) {
 	case "", "bearer", "opaque", "jwt":
 		return "Bearer", nil
 	}
-	return "", fmt.Errorf("the token type, of %d bytes, is not Bearer", len(tokenType))
+	return "", fmt.Errorf("the token type %s is not Bearer", shownType(tokenType))
 }
 
 // usable reports whether token can stand in an Authorization header.
