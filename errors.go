@@ -181,7 +181,7 @@ func newError(op, grantType string, resp *http.Response, body []byte, hide *reda
 // short is the start of text, masked. It is cut before as well: masking takes
 // time.
 func short(text string, hide *redact.Set) string {
-	return redact.Cut(hide.Text(redact.Cut(text, 4*maxShort)), maxShort)
+	return redact.Cut(hide.Text(redact.Cut(text, 2*maxShort)), maxShort)
 }
 
 // members are the members of the JSON object that body starts with, as far as
@@ -243,7 +243,7 @@ func retrieveError(resp *http.Response, body []byte, hide *redact.Set) *oauth2.R
 	}
 	text := mask(string(start(body)))
 	if encoding := compressed(resp.Header, body); encoding != "" {
-		text = fmt.Sprintf("(%d bytes, Content-Encoding %s)", len(body), quoted(short(encoding, hide)))
+		text = fmt.Sprintf("(%d bytes, Content-Encoding: %s)", len(body), strings.Trim(quoted(short(encoding, hide)), `"`))
 	}
 	return &oauth2.RetrieveError{Response: shown, Body: []byte(redact.Cut(text, maxErrorText))}
 }
@@ -331,16 +331,16 @@ func (e *Error) whatToChange(scopes []string, origin bool) string {
 		return fmt.Sprintf("this is not Moov's %s endpoint: give WithBaseURL the address to which /oauth2/%[1]s is added, such as %s", e.Op, DefaultBaseURL)
 	case e.Temporary():
 		return ""
-	case e.StatusCode == http.StatusUnauthorized || e.Code == "invalid_client":
-		return "check Credentials against the API key in Moov's dashboard"
-	case e.Op == opRevoke:
-		if e.StatusCode == http.StatusUnprocessableEntity {
-			return "check the token that is to be revoked, and WithTokenTypeHint if it is given" + e.named()
-		}
-		return ""
 	case e.GrantType == grantRefreshToken && (e.Code == "invalid_grant" || refused):
 		if len(scopes) == 0 {
 			return "the refresh token has expired, was revoked or used up: give WithToken a new one, or WithScopes to do without"
+		}
+		return ""
+	case e.StatusCode == http.StatusUnauthorized || e.Code == "invalid_client":
+		return "check the credentials: Credentials wants the public key and the secret key of one API key, from Moov's dashboard"
+	case e.Op == opRevoke:
+		if e.StatusCode == http.StatusUnprocessableEntity {
+			return "check the token that is to be revoked, and WithTokenTypeHint if it is given" + e.named()
 		}
 		return ""
 	case e.Code == "invalid_scope" || e.StatusCode == http.StatusUnprocessableEntity:
@@ -382,7 +382,7 @@ func (e *CoolDownError) Error() string {
 func (e *CoolDownError) Unwrap() error { return e.Err }
 
 // Temporary reports whether the failure is worth retrying, after Until.
-func (e *CoolDownError) Temporary() bool { return temporary(e.Err) }
+func (e *CoolDownError) Temporary() bool { return e.Err != nil && temporary(e.Err) }
 
 // Timeout is false, also if the failure was a timeout: this call did not wait.
 func (e *CoolDownError) Timeout() bool { return false }
@@ -423,15 +423,16 @@ func permanent(text string) error { return &grantError{text: text} }
 // are no answer of the server, such as a failed connection, are temporary,
 // unless the caller went away or code that was plugged in panicked.
 func temporary(err error) bool {
-	var own interface{ Temporary() bool }
-	if refused := new(Error); errors.As(err, &refused) {
-		own = refused
-	} else if failed := new(grantError); errors.As(err, &failed) {
-		own = failed
-	} else {
-		return timedOut(err) || !errors.Is(err, context.Canceled) && !errors.As(err, new(*guard.PanicError))
+	if cooling := new(CoolDownError); errors.As(err, &cooling) {
+		return cooling.Temporary()
 	}
-	return own.Temporary()
+	if refused := new(Error); errors.As(err, &refused) {
+		return refused.Temporary()
+	}
+	if failed := new(grantError); errors.As(err, &failed) {
+		return failed.temporary
+	}
+	return timedOut(err) || !errors.Is(err, context.Canceled) && !errors.As(err, new(*guard.PanicError))
 }
 
 // timedOut reports whether a deadline ended what failed with err.

@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	maxWork  = 24      // bytes of all readings, for each byte of the text
-	minWork  = 1 << 10 // bytes of the text that are counted at least
-	maxName  = 16      // letters of an HTML entity's name that stands for an ASCII character
-	minBytes = 4       // in a row that base64 decodes to: less is an accident
+	maxWork  = 24     // bytes of all readings, for each byte of the text
+	minWork  = 1 << 9 // bytes of the text that are counted at least
+	maxName  = 16     // letters of an HTML entity's name that stands for an ASCII character
+	minBytes = 4      // in a row that base64 decodes to: less is an accident
 )
 
 // readings are all readings of one text, one after the other in bytes, each
