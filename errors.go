@@ -149,39 +149,43 @@ func newError(op, grantType string, resp *http.Response, body []byte, hide *reda
 		GrantType:  grantType,
 		StatusCode: resp.StatusCode,
 		RetryAfter: retryAfter(resp.Header, time.Now()),
-		retrieve:   retrieveError(resp, body, hide),
 	}
-	e.RequestID = e.retrieve.Response.Header.Get("X-Request-Id")
+	var uri string
+	var fields [maxFields]struct{ name, value string }
+	n := 0
 	for name, value := range members(body) {
 		var text string
 		isText := json.Unmarshal(value, &text) == nil
 		switch {
 		case name == "error" && isText:
-			e.Code = short(text, hide)
+			e.Code = text
 		case name == "error_description" && isText:
-			e.Description = short(text, hide)
+			e.Description = text
 		case name == "error_uri" && isText:
-			e.retrieve.ErrorURI = short(text, hide)
-		case resp.StatusCode != http.StatusUnprocessableEntity:
-		case len(e.Fields) < maxFields:
+			uri = text
+		case resp.StatusCode == http.StatusUnprocessableEntity && n < maxFields:
 			if !isText {
 				text = string(value)
 			}
-			if e.Fields == nil {
-				e.Fields = make(map[string]string)
-			}
-			e.Fields[short(name, hide)] = short(text, hide)
+			fields[n].name, fields[n].value = name, text
+			n++
 		}
 	}
-	e.retrieve.ErrorCode, e.retrieve.ErrorDescription = e.Code, e.Description
+	outside := []*string{&e.Code, &e.Description, &uri}
+	for i := range n {
+		outside = append(outside, &fields[i].name, &fields[i].value)
+	}
+	e.retrieve = retrieveError(resp, body, hide, outside)
+	e.retrieve.ErrorCode, e.retrieve.ErrorDescription, e.retrieve.ErrorURI = e.Code, e.Description, uri
+	e.RequestID = e.retrieve.Response.Header.Get("X-Request-Id")
+	if n > 0 {
+		e.Fields = make(map[string]string, n)
+		for _, f := range fields[:n] {
+			e.Fields[f.name] = f.value
+		}
+	}
 	e.text = e.line()
 	return e
-}
-
-// short is the start of text, masked. It is cut before as well: masking takes
-// time.
-func short(text string, hide *redact.Set) string {
-	return redact.Cut(hide.Text(redact.Cut(text, 2*maxShort)), maxShort)
 }
 
 // members are the members of the JSON object that body starts with, as far as
@@ -214,56 +218,72 @@ var keptHeader = []string{
 	"X-Request-Id", "X-Retry-In",
 }
 
-// retrieveError is what x/oauth2 makes of a reply. It tells hide the tokens in it.
-func retrieveError(resp *http.Response, body []byte, hide *redact.Set) *oauth2.RetrieveError {
+// retrieveError is what x/oauth2 makes of a reply. It tells hide the tokens in
+// it. What else comes from outside is in outside, and is masked and cut, too.
+func retrieveError(resp *http.Response, body []byte, hide *redact.Set, outside []*string) *oauth2.RetrieveError {
+	isMessage := resp.StatusCode == http.StatusUnprocessableEntity // of each member
 	for name, value := range members(body) {
 		var token string
-		if (name == "access_token" || name == "refresh_token") && resp.StatusCode != http.StatusUnprocessableEntity && json.Unmarshal(value, &token) == nil {
+		if (name == "access_token" || name == "refresh_token") && !isMessage && json.Unmarshal(value, &token) == nil {
 			hide.Add(token)
 		}
 	}
 	shown := &http.Response{
-		Status:     short(resp.Status, hide),
+		Status:     resp.Status,
 		StatusCode: resp.StatusCode,
 		Proto:      resp.Proto,
 		ProtoMajor: resp.ProtoMajor,
 		ProtoMinor: resp.ProtoMinor,
-		Header:     make(http.Header),
+		Header:     headerOf(resp.Header, keptHeader),
 		Body:       http.NoBody,
-		Request:    withoutCredentials(resp.Request, hide),
 	}
-	for _, name := range keptHeader {
-		if v := resp.Header.Get(name); v != "" {
-			shown.Header.Set(name, short(v, hide))
+	outside = append([]*string{&shown.Status, &shown.Proto}, append(values(shown.Header), outside...)...)
+	if req := resp.Request; req != nil { // a RoundTripper may have put any there
+		to := &url.URL{}
+		if req.URL != nil {
+			to = &url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: req.URL.Path}
 		}
+		shown.Request = &http.Request{Method: req.Method, Host: req.Host, URL: to,
+			Header: headerOf(req.Header, []string{"Accept", "Content-Type", "Origin", "User-Agent", VersionHeader})}
+		outside = append(outside, &shown.Request.Method, &shown.Request.Host, &to.Scheme, &to.Host, &to.Path)
+		outside = append(outside, values(shown.Request.Header)...)
 	}
+	encoding := compressed(resp.Header, body)
+	for _, s := range append(outside, &encoding) {
+		*s = redact.Cut(*s, 2*maxShort) // masking takes time
+	}
+	hide.Each(append(outside, &encoding)...)
+	for _, s := range outside {
+		*s = redact.Cut(*s, maxShort)
+	}
+
 	mask := hide.Body
-	if resp.StatusCode == http.StatusUnprocessableEntity { // its members are messages
+	if isMessage {
 		mask = hide.Text
 	}
 	text := mask(string(start(body)))
-	if encoding := compressed(resp.Header, body); encoding != "" {
-		text = fmt.Sprintf("(%d bytes, Content-Encoding: %s)", len(body), strings.Trim(quoted(short(encoding, hide)), `"`))
+	if encoding != "" {
+		text = fmt.Sprintf("(%d bytes, Content-Encoding: %s)", len(body), strings.Trim(quoted(encoding), `"`))
 	}
 	return &oauth2.RetrieveError{Response: shown, Body: []byte(redact.Cut(text, maxErrorText))}
 }
 
-// withoutCredentials is as much of a request as may be kept in an error. A
-// RoundTripper may have put any request there.
-func withoutCredentials(req *http.Request, hide *redact.Set) *http.Request {
-	if req == nil {
-		return nil
-	}
-	shown := &http.Request{Method: short(req.Method, hide), Host: short(req.Host, hide), Header: make(http.Header)}
-	if u := req.URL; u != nil {
-		shown.URL = &url.URL{Scheme: short(u.Scheme, hide), Host: short(u.Host, hide), Path: short(u.Path, hide)}
-	}
-	for _, name := range []string{"Accept", "Content-Type", "Origin", "User-Agent", VersionHeader} {
-		if v := req.Header.Get(name); v != "" {
-			shown.Header.Set(name, short(v, hide))
+// headerOf is as much of a header as an error keeps.
+func headerOf(header http.Header, names []string) http.Header {
+	kept := make(http.Header)
+	for _, name := range names {
+		if v := header.Get(name); v != "" {
+			kept.Set(name, v)
 		}
 	}
-	return shown
+	return kept
+}
+
+func values(header http.Header) (all []*string) {
+	for _, v := range header {
+		all = append(all, &v[0])
+	}
+	return all
 }
 
 // compressed is the Content-Encoding that body still has, or "".
@@ -287,7 +307,7 @@ func compressed(header http.Header, body []byte) string {
 // wrong with it. An [*oauth2.RetrieveError] is found in it. A page is quoted,
 // but not a JSON object, nor a single word: they may hold, or be, a token.
 func unusableReply(grantType string, resp *http.Response, body []byte, why error, hide *redact.Set) error {
-	retrieve := retrieveError(resp, body, hide)
+	retrieve := retrieveError(resp, body, hide, nil)
 	doing := fmt.Sprintf("moovauth: reply to the token request (%s, %s, request ID %s) is unusable",
 		grantType, retrieve.Response.Status, quoted(retrieve.Response.Header.Get("X-Request-Id")))
 	page := strings.TrimSpace(string(retrieve.Body))
