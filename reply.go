@@ -139,7 +139,7 @@ func bearer(tokenType string) (string, error) {
 	case "", "bearer", "opaque", "jwt":
 		return "Bearer", nil
 	}
-	return "", fmt.Errorf("its token_type, of %d characters, is not Bearer", len(tokenType))
+	return "", fmt.Errorf("its token_type %s is not Bearer", shownType(tokenType))
 }
 
 // usable reports whether token can stand in an Authorization header.

@@ -176,9 +176,9 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
-		return fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause)
+		return failure("", fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause))
 	}
-	return fmt.Errorf("moovauth: gave up waiting for a token: %w", ctx.Err())
+	return failure("moovauth: gave up waiting for a token", ctx.Err())
 }
 
 // landing is how a flight ended.

@@ -74,3 +74,19 @@ func TestMaskedErrorKeepsItsIdentity(t *testing.T) {
 	clean := hide.Error("moovauth: asking", context.Canceled)
 	assert.Equal(t, context.Canceled, errors.Unwrap(clean))
 }
+
+func TestEachMasksManyTextsAtOnce(t *testing.T) {
+	set := setOf("s3cr3t-key")
+	texts := []string{"a s3cr3t-key", "", "b\x00c", "czNjcjN0LWtleQ", "s3cr3t-", "key", strings.Repeat("x", maxTexts), "after"}
+	pointers := make([]*string, len(texts))
+	for i := range texts {
+		pointers[i] = &texts[i]
+	}
+	set.Each(pointers...)
+	assert.Equal(t, []string{"a ***", "", "b\ufffdc", "***", "s3cr3t-", "key", "", ""}, texts)
+
+	hostile, other := "%"+strings.Repeat("25", 2000), "other"
+	set.Each(&hostile, &other)
+	assert.Equal(t, []string{withheld, withheld}, []string{hostile, other}, "one that takes too long")
+	assert.NotPanics(t, func() { set.Each() })
+}
