@@ -356,7 +356,7 @@ func (e *Error) whatToChange(scopes []string, origin bool) string {
 		}
 		return ""
 	case e.StatusCode == http.StatusUnauthorized || e.Code == "invalid_client":
-		return "check the credentials: Credentials wants the public key and the secret key of one API key, from Moov's dashboard"
+		return "check Credentials against the API key in Moov's dashboard, and check the credentials' environment: production or test"
 	case e.Op == opRevoke:
 		if e.StatusCode == http.StatusUnprocessableEntity {
 			return "check the token that is to be revoked, and WithTokenTypeHint if it is given" + e.named()

@@ -65,7 +65,7 @@ func TestErrorOfARefusedClient(t *testing.T) {
 	assert.Equal(t, "0c7d4bd2", refused.RequestID)
 	assert.Empty(t, refused.Fields)
 	assert.False(t, refused.Temporary())
-	assert.Equal(t, `moovauth: token request (client_credentials) answered 400 Bad Request "invalid_client" "no such key" (request ID "0c7d4bd2"): check the credentials: Credentials wants the public key and the secret key of one API key, from Moov's dashboard`, err.Error())
+	assert.Equal(t, `moovauth: token request (client_credentials) answered 400 Bad Request "invalid_client" "no such key" (request ID "0c7d4bd2"): check Credentials against the API key in Moov's dashboard, and check the credentials' environment: production or test`, err.Error())
 
 	var retrieve *oauth2.RetrieveError
 	require.ErrorAs(t, err, &retrieve)
