@@ -118,19 +118,39 @@ func newServer(opts []Option) *Server {
 	return s
 }
 
-// defaultClock is time.Now. A synctest bubble begins in 2000, when Unix timestamps
-// had nine digits, which no client takes for timestamps today: there it is 30
-// years ahead. A client that reads expires_in against Date does not notice.
+// inBubble reports whether the caller is in a synctest bubble, which begins in
+// 2000. Package synctest itself does not tell.
+func inBubble() bool { return time.Now().Unix() < 1e9 }
+
+// defaultClock is time.Now. A synctest bubble begins when Unix timestamps had nine
+// digits, which no client takes for timestamps today: there it is 30 years ahead.
+// A client that reads expires_in against Date does not notice. The distance is
+// fixed: dates 30 years on would be a day off, or skip one, after each 29 February.
 func defaultClock() func() time.Time {
-	if time.Now().Unix() >= 1e9 {
+	if !inBubble() {
 		return time.Now
 	}
-	const ahead = 30 * 365 * 24 * time.Hour
+	now := time.Now().UTC()
+	ahead := now.AddDate(30, 0, 0).Sub(now)
 	return func() time.Time { return time.Now().Add(ahead) }
 }
 
+// settling is how long Close waits in a bubble: longer than a client that was hung
+// up on goes on trying.
+const settling = time.Minute
+
 // Close shuts the server down. It hangs up on the requests that are waiting for
-// an answer, and on all that come later. What the server saw can still be read.
+// an answer or still being sent, and on all that come later, and returns at once;
+// with [NewServer], as soon as every [Answer.Handler] and [Server.Handle] handler
+// that is running has heeded its request's context. Nothing is issued, used or
+// revoked any more. What the server saw can still be read.
+//
+// Inside a [testing/synctest] bubble, Close of a server from [NewInMemory] then
+// lets a minute of the bubble's time pass, which takes no time. A client that was
+// hung up on in the background, such as a token source that was refreshing its
+// token, gives up meanwhile. Without that, its goroutine would be left when the
+// test ends, and the bubble would panic. So make the server inside the bubble, and
+// let its Close be what the test ends with: with defer or [testing.T.Cleanup].
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -138,9 +158,12 @@ func (s *Server) Close() {
 		(*hangUp)()
 	}
 	s.mu.Unlock()
-	if s.loopback != nil {
+	switch {
+	case s.loopback != nil:
 		s.loopback.CloseClientConnections() // also those where net/http still waits for the rest of a body
 		s.loopback.Close()
+	case inBubble():
+		time.Sleep(settling)
 	}
 }
 
@@ -200,8 +223,8 @@ func WithLatency(d time.Duration) Option {
 
 // WithClock sets the clock that expiry, the Date header and [Request.Time] go
 // by, which must be safe for concurrent use. Default: [time.Now]; for a server
-// made inside a synctest bubble, which begins in 2000, 30 years later, so that
-// Unix timestamps have ten digits as they do today.
+// made inside a synctest bubble, which begins in 2000, 30 calendar years later, so
+// that Unix timestamps have ten digits as they do today.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }
@@ -307,7 +330,8 @@ type Answer struct {
 
 	// Handler, where set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
-	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory.
+	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory. It
+	// must return when the request's context ends.
 	Handler http.HandlerFunc
 }
 
