@@ -2,7 +2,8 @@
 //
 // A [Server] answers POST /oauth2/token, POST /oauth2/revoke and GET /ping as
 // Moov documents them. It issues, rotates, expires and revokes tokens, records
-// every request, and on demand answers late, wrongly or not at all:
+// every request, and on demand answers late, wrongly or not at all. A test adds
+// endpoints of its own with [Server.Handle]:
 //
 //	server := moovtest.NewServer(moovtest.WithLifetime(time.Minute))
 //	defer server.Close()
@@ -14,7 +15,7 @@
 //
 // [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so
 // that it also works inside a [testing/synctest] bubble, where a token's life
-// passes in no time.
+// passes in no time; [Server.Close] says how such a test ends.
 package moovtest
 
 // This file is the Server as a test sees it: how it is made, what can be
@@ -258,7 +259,7 @@ func WithFixedWindow() Option {
 // and read the replies: pages of these origins, such as "https://example.com", or
 // of any if none is given. The server answers their preflight requests, which
 // count for no rate limit. The two endpoints that take the client's secret stay
-// closed to pages. By default the whole server does.
+// closed to pages. Without this option the whole server is closed to them.
 func WithCORS(origins ...string) Option {
 	return func(s *Server) { s.cors, s.pages = true, origins }
 }
@@ -336,7 +337,8 @@ type Answer struct {
 }
 
 // Enqueue adds to the queue of prepared answers. Each token or revoke request
-// takes the one at its front, if any, in order of arrival. Such a request is
+// takes the one at its front, if any, in order of arrival; one that is beyond the
+// rate limit, or whose body ends too early, takes none. A request that takes one is
 // recorded, and does nothing else unless the answer is [Answer.Lost]: no token is
 // issued, used or revoked.
 func (s *Server) Enqueue(answers ...Answer) {
@@ -373,7 +375,7 @@ type Request struct {
 	Method    string
 	Path      string
 	Header    http.Header
-	Body      string     // up to 1 MiB; the server reads no further
+	Body      string     // its first mebibyte
 	GrantType string     // of a token request
 	Form      url.Values // the fields of a form, or the members of a JSON object as strings; nil for other bodies
 	ClientID  string     // from the Basic credentials, or else from the body; "" if there are none
