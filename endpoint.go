@@ -226,7 +226,7 @@ func asked(err error) time.Duration {
 	return 0
 }
 
-func (e *endpoint) url(path string) string { return e.baseURL.String() + path }
+func (e *endpoint) url(path string) string { return e.baseURL + path }
 
 // post sends r with the client's credentials, and reads the whole reply.
 func (e *endpoint) post(ctx context.Context, r *request) (*http.Response, []byte, error) {

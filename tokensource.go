@@ -62,7 +62,7 @@ type TokenSource struct {
 // the first Token does. It checks its arguments, and its error names the one
 // to change. Needed are [WithScopes], or a refresh token given with [WithToken].
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -73,9 +73,8 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &TokenSource{endpoint: &endpoint{c}, store: st, memory: new(memory), turn: semaphore.NewWeighted(1)}
+	s := &TokenSource{endpoint: &endpoint{c.config}, store: st, memory: new(memory), turn: semaphore.NewWeighted(1)}
 	if t := c.token; t != nil {
-		c.token = nil // it is held from now on
 		now := c.clock()
 		life := assumedLifetime
 		if !t.Expiry.IsZero() {

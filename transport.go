@@ -267,7 +267,8 @@ func (t *Transport) init() {
 			t.err = errors.New("moovauth: Transport.Source is a nil or zero TokenSource: make one with NewTokenSource")
 			return
 		}
-		base, t.version = s.endpoint.baseURL, s.endpoint.version
+		base, _ = url.Parse(s.endpoint.baseURL)
+		t.version = s.endpoint.version
 	}
 	if t.Version != "" {
 		if err := checkVersion(t.Version); err != nil {
