@@ -50,7 +50,7 @@ func TestTokensAreKeptUntil64OthersHaveBeenAdded(t *testing.T) {
 	for i := range 62 {
 		s.Add(fmt.Sprintf("other-%d-token", i))
 	}
-	s.Add("first-token")
+	s.Add("first-token", "first-token")
 	assert.Equal(t, "*** *** ***", s.Text("pinned-secret first-token second-token"))
 	s.Add("one-more-t0ken")
 	assert.Equal(t, "*** *** second-token", s.Text("pinned-secret first-token second-token"))
