@@ -4,8 +4,16 @@ package platform
 
 import (
 	"context"
+	"fmt"
+	"net/http"
 	"sync"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
 )
 
 // limit is a server's rate limit, as a model of one: it counts what it lets
@@ -80,3 +88,34 @@ func crowd(l *line, s *limit, n int, latency time.Duration) result {
 	r.took, r.refused = time.Since(start), s.refused
 	return r
 }
+
+// newTokens makes the tokens of an API key at server.
+func newTokens(t *testing.T, server *moovtest.Server, opts ...Option) *Tokens {
+	t.Helper()
+	opts = append([]Option{WithSource(moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client()))}, opts...)
+	tokens, err := New(moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret}, opts...)
+	require.NoError(t, err)
+	return tokens
+}
+
+// account is what is done with the nth account.
+func account(n int) []string {
+	return []string{fmt.Sprintf("/accounts/%06d/cards.write", n), fmt.Sprintf("/accounts/%06d/cards.read", n)}
+}
+
+// via is an http.Client whose replies are changed by what is given.
+func via(client *http.Client, change func(*http.Response)) *http.Client {
+	return &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+		resp, err := client.Transport.RoundTrip(req)
+		if err == nil {
+			change(resp)
+		}
+		return resp, err
+	})}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func withoutRetryAfter(resp *http.Response) { resp.Header.Del("Retry-After") }
