@@ -31,8 +31,8 @@ import (
 // request that was refused gets in line again. API calls through
 // [Tokens.Client] do not stand in line, but their 429s count, too.
 type Tokens struct {
-	creds   moovauth.Credentials
-	source  []moovauth.Option // of each source
+	creds   func() moovauth.Credentials // behind a call, so that no verb prints the secret
+	source  []moovauth.Option           // of each source
 	origins []string
 	line    *line
 	sources *sources
@@ -48,7 +48,7 @@ func New(creds moovauth.Credentials, opts ...Option) (*Tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tokens{creds: creds, source: c.source, origins: c.origins, line: newLine(c.perSecond)}
+	t := &Tokens{creds: func() moovauth.Credentials { return creds }, source: c.source, origins: c.origins, line: newLine(c.perSecond)}
 	sample, err := t.newSource(t.line, "/ping.read")
 	if err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func New(creds moovauth.Credentials, opts ...Option) (*Tokens, error) {
 }
 
 func (t *Tokens) newSource(l moovauth.Limiter, scopes ...string) (*moovauth.TokenSource, error) {
-	return moovauth.NewTokenSource(t.creds, t.options(moovauth.WithLimiter(l), moovauth.WithScopes(scopes...))...)
+	return moovauth.NewTokenSource(t.creds(), t.options(moovauth.WithLimiter(l), moovauth.WithScopes(scopes...))...)
 }
 
 // options are each source's, and more.
@@ -133,7 +133,7 @@ var errLate = fmt.Errorf("too many requests are in line: %w", context.DeadlineEx
 func (t *Tokens) newMinting(ctx context.Context, most time.Duration, scopes []string) (*minting, error) {
 	m := &minting{line: t.line, tokens: t, left: most}
 	var err error
-	m.source, err = moovauth.NewTokenSource(t.creds, t.options(
+	m.source, err = moovauth.NewTokenSource(t.creds(), t.options(
 		moovauth.WithLimiter(m), moovauth.WithScopes(set(scopes)...), moovauth.WithCache(nothing{}))...)
 	if err != nil {
 		t.failed.Add(1)
@@ -208,7 +208,7 @@ func (nothing) Delete(context.Context, string) error        { return nil }
 // Revoke revokes an access token that was minted: see [moovauth.Revoke]. It
 // waits in line, and gives up with ctx.
 func (t *Tokens) Revoke(ctx context.Context, token string) error {
-	err := moovauth.Revoke(ctx, t.creds, token, t.options(
+	err := moovauth.Revoke(ctx, t.creds(), token, t.options(
 		moovauth.WithLimiter(t.line), moovauth.WithTokenTypeHint(moovauth.AccessToken))...)
 	if err != nil {
 		t.failed.Add(1)
@@ -243,7 +243,7 @@ func (t *Tokens) Stats() Stats {
 	return s
 }
 
-// observer is a RoundTripper that counts what token and revoke requests are
+// observer is a RoundTripper that counts how token and revoke requests are
 // answered. 429s are not its business: sources, and Transports on them, tell the
 // line of those.
 type observer struct {

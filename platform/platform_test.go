@@ -116,8 +116,10 @@ func TestTenThousandAccountsAtOnce(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
-	eachServer(t, 40, func(t *testing.T, server *moovtest.Server, client moovauth.Option) {
-		tokens := newTokens(t, server, WithRate(40), WithSource(client))
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithRateLimit(40), moovtest.WithLatency(80*time.Millisecond))
+		defer server.Close()
+		tokens := newTokens(t, server, WithRate(40))
 		failed, took, refused := atOnce(t, server, 10_000, tokens.Source)
 		t.Logf("%d failed, %.3f of the floor, %d refused", failed, took.Seconds()/250, refused)
 		assert.Zero(t, failed)
@@ -358,35 +360,51 @@ func TestRevokeWaitsInLine(t *testing.T) {
 
 // A 429 to an API call is the caller's, and slows down the line.
 func TestA429ToAnAPICall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		server := moovtest.NewInMemory()
-		defer server.Close()
-		busy := false
-		slow := via(server.Client(), func(resp *http.Response) {
-			if busy && resp.Request.URL.Path == "/ping" {
-				resp.StatusCode = http.StatusTooManyRequests
-				resp.Header.Set("Retry-After", "3")
-			}
+	for _, test := range []struct {
+		name, value string
+		want        time.Duration
+	}{
+		{"Retry-After", "3", 3 * time.Second},
+		{"Retry-After", "1.5", 1500 * time.Millisecond},
+		{"Retry-After", "soon", holdDefault},
+		{"Retry-After", "-3", holdDefault},
+		{"Retry-After", "Sat, 01 Jan 2000 00:00:02 GMT", 2 * time.Second},
+		{"X-Retry-In", "700ms", 700 * time.Millisecond},
+		{"X-Retry-In", "700", 700 * time.Millisecond},
+		{"X-Nothing", "", holdDefault},
+	} {
+		t.Run(test.name+" "+test.value, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := moovtest.NewInMemory()
+				defer server.Close()
+				busy := false
+				slow := via(server.Client(), func(resp *http.Response) {
+					if busy && resp.Request.URL.Path == "/ping" {
+						resp.StatusCode = http.StatusTooManyRequests
+						resp.Header = http.Header{test.name: {test.value}}
+					}
+				})
+				tokens := newTokens(t, server, WithSource(moovauth.WithHTTPClient(slow)))
+				client, err := tokens.Client("/ping.read")
+				require.NoError(t, err)
+				for _, status := range []int{http.StatusOK, http.StatusTooManyRequests} {
+					busy = status != http.StatusOK
+					resp, err := client.Get(server.URL + "/ping")
+					require.NoError(t, err)
+					resp.Body.Close()
+					assert.Equal(t, status, resp.StatusCode)
+				}
+				s := tokens.Stats()
+				assert.EqualValues(t, 1, s.Refused)
+				assert.EqualValues(t, 1, s.Served)
+				assert.Less(t, s.Rate, 9.7)
+				start := time.Now()
+				_, err = tokens.Mint(t.Context(), "/ping.read")
+				require.NoError(t, err)
+				assert.Equal(t, test.want, time.Since(start))
+			})
 		})
-		tokens := newTokens(t, server, WithSource(moovauth.WithHTTPClient(slow)))
-		client, err := tokens.Client("/ping.read")
-		require.NoError(t, err)
-		for _, status := range []int{http.StatusOK, http.StatusTooManyRequests} {
-			busy = status != http.StatusOK
-			resp, err := client.Get(server.URL + "/ping")
-			require.NoError(t, err)
-			resp.Body.Close()
-			assert.Equal(t, status, resp.StatusCode)
-		}
-		s := tokens.Stats()
-		assert.EqualValues(t, 1, s.Refused)
-		assert.EqualValues(t, 1, s.Served)
-		assert.Less(t, s.Rate, 9.7)
-		start := time.Now()
-		_, err = tokens.Mint(t.Context(), "/ping.read")
-		require.NoError(t, err)
-		assert.Equal(t, 3*time.Second, time.Since(start))
-	})
+	}
 }
 
 // Under endless 429s a caller leaves when it likes, and what nobody waits for
