@@ -50,13 +50,15 @@ func (l *line) Wait(ctx context.Context) error {
 	l.mu.Unlock()
 	select {
 	case <-w.turn:
-		return nil
+		if ctx.Err() == nil {
+			return nil
+		}
 	case <-ctx.Done():
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
-	case <-w.turn: // just now: the next in line goes instead
+	case <-w.turn: // at the same moment: the next in line goes instead
 		l.next()
 	default:
 		l.waiting.Remove(place)

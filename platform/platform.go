@@ -159,6 +159,9 @@ func (m *minting) run() (*oauth2.Token, error) {
 
 // Wait implements [moovauth.Limiter].
 func (m *minting) Wait(ctx context.Context) error {
+	if m.ctx.Err() != nil {
+		return context.Cause(m.ctx)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(m.ctx, func() { cancel(context.Cause(m.ctx)) })()
