@@ -53,7 +53,7 @@ func dirCommand(t *testing.T, dir string) {
 
 func TestCommandsOnADirCacheAskOnceForEachToken(t *testing.T) {
 	needsLock(t)
-	t.Parallel() // it mostly waits
+	t.Parallel()                     // it mostly waits
 	const lifetime = 5 * time.Second // refreshed after 3.5 s
 	rounds := 6
 	if testing.Short() {
