@@ -29,6 +29,7 @@ type memory struct {
 	current atomic.Pointer[snapshot] // nil: nothing has happened yet
 	mu      sync.Mutex               // guards writing current, and what follows
 	behind  *past                    // nil: nothing to remember
+	counts  counts
 }
 
 // past is what a source remembers beyond the snapshot. It stands behind a
@@ -44,6 +45,7 @@ type past struct {
 type snapshot struct {
 	held       *held    // nil: no token
 	cooling    *coolOff // nil: the last flight succeeded, or there was none
+	failure    *failed  // the last one, also after it has been overcome; nil: none
 	refreshing bool     // a background refresh is under way
 	revokes    int      // how often Revoke took the tokens
 	refusals   int      // invalidations in a row, each of a token that was new
@@ -67,6 +69,12 @@ type coolOff struct {
 	failures   int   // in a row
 	err        error // the last one's
 	background bool  // nobody waited for the flight
+}
+
+// failed is how a flight failed.
+type failed struct {
+	err error
+	at  time.Time
 }
 
 // former is a token that is no longer handed out, but may be alive.
@@ -274,7 +282,7 @@ func (m *memory) fail(err error, background bool, now instant, wait func(failure
 			pause = min(pause, good) // it ends with the token in any case
 		}
 		c.until = now.add(pause)
-		s.cooling = c
+		s.cooling, s.failure = c, &failed{err, now.time()}
 	})
 	return c
 }
