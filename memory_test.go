@@ -317,6 +317,20 @@ func TestLateTokensAreRememberedForRevokeAlone(t *testing.T) {
 	}, m.take(nil, at(15*time.Minute)), "nobody knows when they expire")
 }
 
+// A server that hands out the same useless tokens again and again must not push
+// out those that may be alive.
+func TestFormerTokenTakesOnePlace(t *testing.T) {
+	t.Parallel()
+	m := memoryWith()
+	m.keep("older", instant{})
+	for range 20 {
+		m.late(&oauth2.Token{AccessToken: "a2", RefreshToken: "r2"}, instant{})
+		m.setAside("r3", false, instant{})
+		m.keep("r4", instant{})
+	}
+	assert.Equal(t, []string{"older", "r2", "a2", "r3", "r4"}, formerTokens(m))
+}
+
 func TestFail(t *testing.T) {
 	t.Parallel()
 	now := at(13 * time.Minute) // the token is good for another minute
