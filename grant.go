@@ -45,6 +45,7 @@ type grant struct {
 	within     time.Duration // WithTimeout, or what is left of it
 	budget     *budget
 	end        time.Time // of its time in line
+	cached     string    // the access token that the cache had
 
 	mu      sync.Mutex
 	given   bool                    // up, for a Revoke
@@ -129,6 +130,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if e == nil {
 		return nil, nil
 	}
+	g.cached = e.AccessToken
 	now := g.clock()
 	life := time.Duration(e.ExpiresIn) * time.Second
 	left := min(e.Expiry.Sub(now.time()), life)
@@ -234,9 +236,10 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		return nil, errRevoked
 	}
 	now := g.clock()
-	if s := g.memory.load(); r.assumed && s.held != nil && s.held.token.AccessToken == r.token.AccessToken {
+	inHand := g.memory.load().held
+	if r.assumed && (r.token.AccessToken == g.cached || inHand != nil && r.token.AccessToken == inHand.token.AccessToken) {
 		g.tooLate(r)
-		return nil, g.useless(grantType, r, "the server handed out the token in hand once more, and does not say how long it lives")
+		return nil, g.useless(grantType, r, "the server handed out the same token once more, and does not say how long it lives")
 	}
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)

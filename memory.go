@@ -221,7 +221,6 @@ func (m *memory) keep(refresh string, now instant) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if h := m.load().held; h == nil || h.token.RefreshToken != refresh {
-		m.forget(refresh)
 		m.remember(former{refresh, RefreshToken, never}, now)
 	}
 }
@@ -362,11 +361,13 @@ func (m *memory) first(matter int, what string) bool {
 	return what != "" && what != before
 }
 
-// remember adds f to the former tokens, and forgets the oldest. mu is held.
+// remember adds f to the former tokens, and forgets the oldest. Each token has
+// one place. mu is held.
 func (m *memory) remember(f former, now instant) {
 	if f.token == "" {
 		return
 	}
+	m.forget(f.token)
 	m.past().former = slices.DeleteFunc(append(m.past().former, f), func(f former) bool { return !f.alive(now) })
 	m.past().former = slices.Delete(m.past().former, 0, max(0, len(m.past().former)-maxFormer))
 }
