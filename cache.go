@@ -23,6 +23,9 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/guard"
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
 const (
@@ -138,6 +141,7 @@ func (st *store) open(data []byte) (*entry, error) {
 	if err := json.Unmarshal(text, e); err != nil || !usable(e.AccessToken) {
 		return nil, errors.New("it holds no token")
 	}
+	st.redact.Add(e.AccessToken, e.RefreshToken)
 	return e, nil
 }
 
@@ -145,11 +149,11 @@ func (st *store) open(data []byte) (*entry, error) {
 // their time. A nil visit finds and keeps nothing.
 type visit struct {
 	*store
-	hide secrets
+	hide *redact.Set
 	left time.Duration
 }
 
-func (st *store) visit(hide secrets) *visit {
+func (st *store) visit(hide *redact.Set) *visit {
 	if st == nil {
 		return nil
 	}
@@ -226,7 +230,7 @@ func call[T any](ctx context.Context, v *visit, op string, most time.Duration, f
 	start := time.Now()
 	bounded, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("not done within %v: %w", most.Round(time.Millisecond), context.DeadlineExceeded))
 	defer cancel()
-	value, err := guard(bounded, foreign{"Cache", 0, v.hide}, func() (T, error) { return f(bounded) }, lost)
+	value, err := guard.Call(bounded, guard.Code{Name: "Cache", Redact: v.hide}, func() (T, error) { return f(bounded) }, lost)
 	v.left -= time.Since(start)
 	switch {
 	case err == nil:
@@ -237,7 +241,7 @@ func call[T any](ctx context.Context, v *visit, op string, most time.Duration, f
 		err = context.Cause(bounded)
 	}
 	v.warn(ctx, "moovauth: the cache failed; going on without it",
-		withStack(err, "key", v.key, "error", v.hide.wrap("moovauth: "+op, err))...)
+		withStack(err, "key", v.key, "error", v.hide.Error("moovauth: "+op, err))...)
 	return value, false
 }
 
@@ -307,4 +311,24 @@ func (d DirCache) open(ctx context.Context) (*os.Root, error) {
 		return nil, err
 	}
 	return os.OpenRoot(string(d))
+}
+
+// network is the code that a request goes through.
+func network(hide *redact.Set) guard.Code {
+	return guard.Code{Name: "http.RoundTripper or slog.Handler", Heed: 250 * time.Millisecond, Redact: hide}
+}
+
+// withStack adds to a log record's attributes if err is a panic.
+func withStack(err error, attrs ...any) []any {
+	if stack := guard.Stack(err); stack != "" {
+		attrs = append(attrs, "stack", stack)
+	}
+	return attrs
+}
+
+// warn logs, and returns soon whatever the handler does.
+func (c *config) warn(ctx context.Context, msg string, attrs ...any) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = guard.Call(ctx, network(nil), func() (struct{}, error) { c.logger.WarnContext(ctx, msg, attrs...); return struct{}{}, nil }, nil)
 }

@@ -13,11 +13,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
 const (
@@ -66,7 +67,7 @@ type reply struct {
 }
 
 // token makes a token request. What hide has is masked in the error.
-func (e *endpoint) token(ctx context.Context, left func() time.Duration, grantType string, form url.Values, hide secrets) (r *reply, err error) {
+func (e *endpoint) token(ctx context.Context, left func() time.Duration, grantType string, form url.Values, hide *redact.Set) (r *reply, err error) {
 	form.Set("grant_type", grantType)
 	err = e.attempt(ctx, left, func() error {
 		r, err = e.tokenOnce(ctx, grantType, form, hide)
@@ -75,36 +76,36 @@ func (e *endpoint) token(ctx context.Context, left func() time.Duration, grantTy
 	return r, err
 }
 
-func (e *endpoint) tokenOnce(ctx context.Context, grantType string, form url.Values, hide secrets) (*reply, error) {
+func (e *endpoint) tokenOnce(ctx context.Context, grantType string, form url.Values, hide *redact.Set) (*reply, error) {
 	sent := e.clock()
 	resp, body, err := e.post(ctx, tokenPath, form)
 	if err != nil {
-		return nil, hide.wrap(fmt.Sprintf("moovauth: token request (%s) to %s", grantType, e.url(tokenPath)), err)
+		return nil, hide.Error(fmt.Sprintf("moovauth: token request (%s) to %s", grantType, e.url(tokenPath)), err)
 	}
 	if resp.StatusCode/100 != 2 {
 		refused := newError(opToken, grantType, resp, body, hide)
-		refused.advice = e.advice(refused)
+		refused.advise(e.scopes, e.origin != "")
 		return nil, refused
 	}
 	r, err := readToken(resp.Header, body, sent.time())
 	if errors.Is(err, errNoToken) {
 		// Some servers refuse with 200 and an error member.
 		if refused := newError(opToken, grantType, resp, body, hide); refused.Code != "" {
+			refused.advise(e.scopes, e.origin != "")
 			return nil, refused
 		}
 	}
 	if err != nil {
-		doing := fmt.Sprintf("moovauth: reply to the token request (%s, %s, request ID %s) is unusable",
-			grantType, resp.Status, quoted(hide.mask(resp.Header.Get("X-Request-Id"))))
-		return nil, hide.wrap(doing, err)
+		return nil, unusableReply(grantType, resp, body, err, hide)
 	}
 	r.sent = sent
-	r.requestID = append(slices.Clone(hide), r.token.AccessToken, r.token.RefreshToken).mask(r.requestID)
+	hide.Add(r.token.AccessToken, r.token.RefreshToken)
+	r.requestID = hide.Text(r.requestID)
 	return r, nil
 }
 
 // revoke makes a revocation request (RFC 7009 §2.1).
-func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, hide secrets) error {
+func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, hide *redact.Set) error {
 	form := url.Values{"token": {token}}
 	if hint != "" {
 		form.Set("token_type_hint", string(hint))
@@ -113,14 +114,14 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 	return e.attempt(ctx, none, func() error { return e.revokeOnce(ctx, form, hide) }, "token_type_hint", hint)
 }
 
-func (e *endpoint) revokeOnce(ctx context.Context, form url.Values, hide secrets) error {
+func (e *endpoint) revokeOnce(ctx context.Context, form url.Values, hide *redact.Set) error {
 	resp, body, err := e.post(ctx, revokePath, form)
 	if err != nil {
-		return hide.wrap("moovauth: revoke request to "+e.url(revokePath), err)
+		return hide.Error("moovauth: revoke request to "+e.url(revokePath), err)
 	}
 	if resp.StatusCode/100 != 2 {
 		refused := newError(opRevoke, "", resp, body, hide)
-		refused.advice = e.advice(refused)
+		refused.advise(e.scopes, e.origin != "")
 		return refused
 	}
 	return nil
@@ -224,21 +225,6 @@ func (e *endpoint) post(ctx context.Context, path string, form url.Values) (*htt
 	return nil, nil, fmt.Errorf("reading the reply: %w", err)
 }
 
-// advice is what to change after a refusal, where that can be told.
-func (e *endpoint) advice(refused *Error) string {
-	switch status := refused.StatusCode; {
-	case status/100 == 3:
-		return "redirects are not followed, lest credentials go astray: give WithBaseURL the API's own address"
-	case status/100 != 4 || refused.Temporary():
-		return ""
-	case refused.Op == opToken && e.origin == "":
-		return "check the credentials and scopes; Moov also wants an Origin on token requests: give WithOrigin a domain of the API key's allowed-domain list"
-	case status == http.StatusUnauthorized:
-		return "check Credentials against the API key in Moov's dashboard"
-	}
-	return ""
-}
-
 var errNoToken = errors.New("it has no access_token")
 
 // readToken reads a successful reply (RFC 6749 §5.1) to a request sent at
@@ -269,9 +255,6 @@ func readToken(header http.Header, body []byte, sent time.Time) (*reply, error) 
 	refresh, _ := members["refresh_token"].(string)
 	scheme, err := bearer(tokenType)
 	if err != nil {
-		if tokenType == access || tokenType == refresh {
-			err = errors.New("its token_type is the token itself")
-		}
 		return nil, err
 	}
 	r := &reply{requestID: header.Get("X-Request-Id")}
@@ -326,7 +309,7 @@ func bearer(tokenType string) (string, error) {
 	case "", "bearer", "opaque", "jwt":
 		return "Bearer", nil
 	}
-	return "", fmt.Errorf("the token type %s is not Bearer", quoted(tokenType))
+	return "", fmt.Errorf("the token type %s is not Bearer", shownType(tokenType))
 }
 
 // usable reports whether token can stand in an Authorization header.

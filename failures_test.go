@@ -495,7 +495,7 @@ func TestRoundTripperThatDoesNotHeedItsContextHangsNobody(t *testing.T) {
 		_, err := s.Token()
 		assert.ErrorContains(t, err, "has not returned, though its context has ended")
 		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		assert.Equal(t, 30*time.Second+network(nil).heed, time.Since(began))
+		assert.Equal(t, 30*time.Second+network(nil).Heed, time.Since(began))
 		require.ErrorIs(t, Revoke(t.Context(), credentialsOf(server), "x", WithBaseURL(server.URL), WithHTTPClient(client)), context.DeadlineExceeded)
 
 		stuck.Store(false)

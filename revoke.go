@@ -7,6 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/moovauth/moovauth/internal/guard"
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
 // TokenTypeHint is the kind of a token (RFC 7009 §2.1).
@@ -33,14 +36,15 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 	if token == "" {
 		return errors.New("moovauth: Revoke: the token is empty: give the access or refresh token to revoke")
 	}
-	return revokeOne(ctx, newEndpoint(c), token, c.hint, c.secrets(token))
+	c.redact.Add(token)
+	return revokeOne(ctx, newEndpoint(c), token, c.hint, &c.redact)
 }
 
 // revokeOne revokes within WithTimeout.
-func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide secrets) error {
+func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide *redact.Set) error {
 	ctx, cancel := e.limit(ctx)
 	defer cancel()
-	_, err := guard(ctx, network(hide), func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) }, nil)
+	_, err := guard.Call(ctx, network(hide), func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) }, nil)
 	return err
 }
 

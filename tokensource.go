@@ -37,6 +37,9 @@ import (
 	"golang.org/x/oauth2"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/moovauth/moovauth/internal/guard"
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
 const (
@@ -289,7 +292,7 @@ func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
 		if err := s.cooled(now); err != nil {
 			return nil, err
 		}
-		h, err := guard(ctx, network(s.secrets()), func() (*held, error) { return s.obtain(ctx) }, nil)
+		h, err := guard.Call(ctx, network(s.secrets()), func() (*held, error) { return s.obtain(ctx) }, nil)
 		if err == nil {
 			s.cooling.Store(nil)
 			return h, nil
@@ -321,7 +324,7 @@ func (s *TokenSource) coolDown(ctx context.Context, err error) {
 	}
 	wait := min(firstCoolDown<<min(failures-1, 16), maxCoolDown)
 	wait -= time.Duration(s.endpoint.random() * float64(wait) / 2)
-	if errors.As(err, new(*panicError)) && failures == 1 {
+	if errors.As(err, new(*guard.PanicError)) && failures == 1 {
 		wait = 0 // the endpoint has not failed
 	}
 	good := s.left()
@@ -527,18 +530,7 @@ func (s *TokenSource) take() []*pastToken {
 }
 
 // secrets are all that no message may carry.
-func (s *TokenSource) secrets() secrets {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	known := s.endpoint.secrets()
-	if h := s.current.Load(); h != nil {
-		known = append(known, h.token.AccessToken, h.token.RefreshToken)
-	}
-	for _, t := range s.past {
-		known = append(known, t.token)
-	}
-	return known
-}
+func (s *TokenSource) secrets() *redact.Set { return &s.endpoint.redact }
 
 // Invalidate forgets the access token where it is still the current one, as
 // after a 401 to it, so that the next call obtains another; the refresh token
