@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/oauth2"
 )
@@ -36,6 +36,8 @@ import (
 // If it has none, the caller gets the 401 with the part of the body that was
 // read. If that is not all, it ends in [io.ErrUnexpectedEOF].
 //
+// A 429 is returned as it is. The [Limiter] of a *TokenSource is told of it.
+//
 // If Source has a TokenContext method, it is called with the request's context
 // instead of Token. A request whose deadline passes meanwhile ends in an error
 // whose Timeout method reports true.
@@ -48,7 +50,10 @@ type Transport struct {
 	once    sync.Once
 	version string
 	to      destination
-	err     error // what is wrong with the fields
+	limiter interface {
+		Refused(retryAfter time.Duration)
+	} // the source's; nil: none, or it need not know
+	err error // what is wrong with the fields
 
 	closingIdle atomic.Bool // CloseIdleConnections is under way
 }
@@ -89,11 +94,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if sent == nil {
 		return t.send(t.prepare(req, before, keep, ""))
 	}
-	resp, err := t.send(t.prepare(req, before, false, sent.authorization))
+	resp, err := t.sendWith(sent, t.prepare(req, before, false, sent.authorization))
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	t.invalidate(sent)
 	hasBody := req.Body != nil && req.Body != http.NoBody
 	if hasBody && req.GetBody == nil {
 		return resp, nil
@@ -110,11 +114,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 	}
-	resp, err = t.send(again)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		t.invalidate(fresh)
-	}
-	return resp, err
+	return t.sendWith(fresh, again)
 }
 
 // check says what is wrong with t, or with req. It returns the passage through
@@ -205,6 +205,26 @@ func (t *Transport) send(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
+// sendWith sends req, which has a token of Source, and tells Source of a 401 and
+// its limiter of a 429.
+func (t *Transport) sendWith(token *held, req *http.Request) (*http.Response, error) {
+	resp, err := t.send(req)
+	if err != nil {
+		return resp, err
+	}
+	switch resp.StatusCode {
+	case http.StatusUnauthorized:
+		if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
+			source.Invalidate(token.token.AccessToken)
+		}
+	case http.StatusTooManyRequests:
+		if t.limiter != nil {
+			t.limiter.Refused(retryAfter(resp.Header, time.Now()))
+		}
+	}
+	return resp, nil
+}
+
 // token asks Source.
 func (t *Transport) token(ctx context.Context) (*held, error) {
 	var token *oauth2.Token
@@ -228,13 +248,6 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 	return &held{token: *token, authorization: token.Type() + " " + token.AccessToken}, nil
 }
 
-// invalidate tells Source that the server has refused a token.
-func (t *Transport) invalidate(refused *held) {
-	if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
-		source.Invalidate(refused.token.AccessToken)
-	}
-}
-
 // tokenError is why there is no token for a request. A [*url.Error] asks the
 // error in it, and no deeper one, whether it is a timeout.
 type tokenError struct {
@@ -255,25 +268,6 @@ func (e *tokenError) Temporary() bool {
 	return errors.As(e.error, &t) && t.Temporary()
 }
 
-// timedOut reports whether a deadline is what ended err. An error with a
-// Timeout method speaks for those that it wraps: a cool-down is no timeout,
-// even if it follows one.
-func timedOut(err error) bool {
-	switch e := err.(type) {
-	case nil:
-		return false
-	case *url.Error: // which looks no deeper than one level
-		return timedOut(e.Err)
-	case interface{ Timeout() bool }:
-		return e.Timeout()
-	case interface{ Unwrap() error }:
-		return timedOut(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		return slices.ContainsFunc(e.Unwrap(), timedOut)
-	}
-	return errors.Is(err, context.DeadlineExceeded)
-}
-
 // init checks and reads the fields.
 func (t *Transport) init() {
 	var base *url.URL
@@ -284,6 +278,9 @@ func (t *Transport) init() {
 			return
 		}
 		base, t.version = s.endpoint.baseURL, s.endpoint.version
+		t.limiter, _ = s.endpoint.limiter.(interface {
+			Refused(retryAfter time.Duration)
+		})
 	}
 	if t.Version != "" {
 		if err := checkVersion(t.Version); err != nil {
