@@ -1,24 +1,25 @@
 package moovauth
 
-// This file is the wire: it builds a grant or a revocation request, reads the
-// reply, and tries again where that may help. It keeps nothing between two
-// grants.
+// This file is the wire: it builds a token or a revocation request, waits in
+// line for it, sends it, and tries again if that may help. It keeps nothing
+// between two requests. How a reply is read is in reply.go.
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
 
-	"github.com/moovauth/moovauth/internal/redact"
+	"github.com/moovauth/moovauth/internal/guard"
 )
 
 const (
@@ -28,15 +29,11 @@ const (
 	// userAgent names the package and its version, which CHANGELOG.md has too.
 	userAgent = "moovauth/0.1.0"
 
-	maxBody = 1 << 20 // bytes of a reply that are read
+	maxBody     = 1 << 20 // bytes of a reply that are read
+	maxAttempts = 3       // of one request
+	maxLine     = time.Hour
 
-	leastDelay   = 50 * time.Millisecond  // while a token is in hand
-	maxAttempts  = 3                      // of one request
-	maxAsked     = time.Hour              // of a Retry-After
-	firstBackOff = 200 * time.Millisecond // doubled with each attempt
-
-	assumedLifetime = 5 * time.Minute // of a token that does not say
-	maxLifetime     = 24 * time.Hour
+	heed = 250 * time.Millisecond // for a RoundTripper to return after its context has ended
 )
 
 // The grant types (RFC 6749 §4.4.2 and §6).
@@ -46,147 +43,206 @@ const (
 )
 
 // endpoint makes requests to Moov's token and revoke endpoints.
-type endpoint struct {
-	*config
-	strict *http.Client // config's client, but it follows no redirect
+type endpoint struct{ *config }
+
+// budget is what is left of WithTimeout.
+type budget struct {
+	timeout time.Duration
+	start   time.Time
+	whole   *budget // of which this is a part; nil: of none
 }
 
-func newEndpoint(c *config) *endpoint {
-	strict := *c.client
-	strict.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &endpoint{config: c, strict: &strict}
+func newBudget(timeout time.Duration) *budget { return &budget{timeout, time.Now(), nil} }
+
+func (b *budget) left() time.Duration { return b.timeout - time.Since(b.start) }
+
+// part is one of n equal parts of what is left.
+func (b *budget) part(n int) *budget { return &budget{b.left() / time.Duration(n), time.Now(), b} }
+
+// stop calls f, whose time does not count.
+func (b *budget) stop(f func() error) error {
+	began := time.Now()
+	err := f()
+	for ; b != nil; b = b.whole {
+		b.start = b.start.Add(time.Since(began))
+	}
+	return err
 }
 
-// reply is what a token request was answered with.
-type reply struct {
-	token     *oauth2.Token // without its Expiry, which depends on the caller's clock
-	sent      instant       // when the request was
-	lifetime  time.Duration // from then on
-	requestID string
-	warning   string // what was odd about the lifetime; "": nothing
+// request is a token or a revocation request, and how often it may be made.
+type request struct {
+	op        string // opToken or opRevoke
+	grantType string // of a token request
+	form      url.Values
+	budget    *budget
+	line      func(context.Context) error // waits in line, before each attempt but the first
+	good      func() time.Duration        // how long the token in hand is good
+	repeat    func(error) bool            // may it be made again after this failure?
+	late      func(*reply)                // gets a reply that came after its attempt had been given up
 }
 
-// token makes a token request. What hide has is masked in the error.
-func (e *endpoint) token(ctx context.Context, left func() time.Duration, grantType string, form url.Values, hide *redact.Set) (r *reply, err error) {
-	form.Set("grant_type", grantType)
-	err = e.attempt(ctx, left, func() error {
-		r, err = e.tokenOnce(ctx, grantType, form, hide)
-		return err
-	}, "grant_type", grantType)
-	return r, err
+// do makes r up to three times, as long as its failure is temporary, and the
+// next attempt is due before the time is up and before the token in hand
+// expires. A 429 is returned at once if there is a limiter: whoever called has
+// to get in line again.
+func (e *endpoint) do(ctx context.Context, r *request) (*reply, error) {
+	for n := 1; ; n++ {
+		rep, err := e.attempt(ctx, r)
+		switch {
+		case err == nil || ctx.Err() != nil || !temporary(err) || !r.repeat(err) || e.limiter != nil && throttled(err):
+			return rep, err
+		case n == maxAttempts:
+			return nil, fmt.Errorf("%w (after %d attempts)", err, n)
+		case r.budget.left() <= 0:
+			return nil, err
+		}
+		good := r.good()
+		delay := max(backOff(n, good, e.random()), spread(asked(err), e.random()))
+		if delay >= r.budget.left() || good > 0 && delay >= good {
+			return nil, fmt.Errorf("%w (not tried again within this grant: the next attempt would be due in %v)", err, delay.Round(time.Millisecond))
+		}
+		e.log(slog.LevelDebug, "moovauth: attempt failed", "grant_type", r.grantType, "attempt", n, "delay", delay, "error", err)
+		if sleep(ctx, delay) != nil {
+			return nil, fmt.Errorf("%w (not tried again: %w)", err, context.Cause(ctx))
+		}
+		if late := r.line(ctx); late != nil {
+			return nil, fmt.Errorf("%w (not tried again: %w)", err, late)
+		}
+	}
 }
 
-func (e *endpoint) tokenOnce(ctx context.Context, grantType string, form url.Values, hide *redact.Set) (*reply, error) {
-	sent := e.clock()
-	resp, body, err := e.post(ctx, tokenPath, form)
+// sleep waits for d, or returns why ctx ended first.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// attempt makes r once, in its share of the time that is left.
+func (e *endpoint) attempt(ctx context.Context, r *request) (*reply, error) {
+	left := r.budget.left()
+	most := share(r.budget.timeout, left)
+	cause := fmt.Errorf("no answer within %v: %w", most, context.DeadlineExceeded)
+	if most == left {
+		cause = fmt.Errorf("not done within %v (see WithTimeout): %w", r.budget.timeout, context.DeadlineExceeded)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, most, cause)
+	defer cancel()
+	network := guard.Code{Name: "http.RoundTripper", Heed: heed, Redact: &e.redact}
+	rep, err := guard.Call(ctx, network, func() (*reply, error) { return e.once(ctx, r) }, r.late)
 	if err != nil {
-		return nil, hide.Error(fmt.Sprintf("moovauth: token request (%s) to %s", grantType, e.url(tokenPath)), err)
+		return nil, failure("", err)
+	}
+	return rep, nil
+}
+
+func (e *endpoint) once(ctx context.Context, r *request) (*reply, error) {
+	sent := e.clock()
+	resp, body, err := e.post(ctx, r)
+	if err != nil {
+		return nil, e.failed(r, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		refused := newError(opToken, grantType, resp, body, hide)
+		refused := newError(r.op, r.grantType, resp, body, &e.redact)
 		refused.advise(e.scopes, e.origin != "")
+		if throttled(refused) {
+			e.tell(ctx, refused.RetryAfter)
+		}
 		return nil, refused
 	}
-	r, err := readToken(resp.Header, body, sent.time())
+	if r.op == opRevoke {
+		return nil, nil
+	}
+	rep, err := readToken(resp.Header, body, sent.time())
+	if err != nil {
+		return nil, e.unusable(r, resp, body, err)
+	}
+	e.redact.Add(rep.token.AccessToken, rep.token.RefreshToken)
+	rep.sent = sent
+	rep.requestID = e.redact.Text(resp.Header.Get("X-Request-Id"))
+	return rep, nil
+}
+
+// failed is the error of a request that brought no reply.
+func (e *endpoint) failed(r *request, err error) error {
+	doing := "moovauth: revoke request to " + e.url(revokePath)
+	if r.op == opToken {
+		doing = fmt.Sprintf("moovauth: token request (%s) to %s", r.grantType, e.url(tokenPath))
+	}
+	failure := e.redact.Error(doing, err)
+	if errors.As(err, new(*unsent)) {
+		return &unsent{failure}
+	}
+	return failure
+}
+
+// unusable is the error of a reply with a status of 2xx that has no token.
+func (e *endpoint) unusable(r *request, resp *http.Response, body []byte, err error) error {
 	if errors.Is(err, errNoToken) {
 		// Some servers refuse with 200 and an error member.
-		if refused := newError(opToken, grantType, resp, body, hide); refused.Code != "" {
+		if refused := newError(r.op, r.grantType, resp, body, &e.redact); refused.Code != "" {
 			refused.advise(e.scopes, e.origin != "")
-			return nil, refused
+			return refused
 		}
 	}
-	if err != nil {
-		return nil, unusableReply(grantType, resp, body, err, hide)
-	}
-	r.sent = sent
-	hide.Add(r.token.AccessToken, r.token.RefreshToken)
-	r.requestID = hide.Text(r.requestID)
-	return r, nil
+	return unusableReply(r.grantType, resp, body, err, &e.redact)
 }
 
-// revoke makes a revocation request (RFC 7009 §2.1).
-func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, hide *redact.Set) error {
-	form := url.Values{"token": {token}}
-	if hint != "" {
-		form.Set("token_type_hint", string(hint))
-	}
-	none := func() time.Duration { return 0 }
-	return e.attempt(ctx, none, func() error { return e.revokeOnce(ctx, form, hide) }, "token_type_hint", hint)
-}
+// unsent is the error of a request that never left, since no connection could
+// be made.
+type unsent struct{ error }
 
-func (e *endpoint) revokeOnce(ctx context.Context, form url.Values, hide *redact.Set) error {
-	resp, body, err := e.post(ctx, revokePath, form)
-	if err != nil {
-		return hide.Error("moovauth: revoke request to "+e.url(revokePath), err)
-	}
-	if resp.StatusCode/100 != 2 {
-		refused := newError(opRevoke, "", resp, body, hide)
-		refused.advise(e.scopes, e.origin != "")
-		return refused
-	}
-	return nil
-}
+func (e *unsent) Unwrap() error { return e.error }
 
-// attempt makes a request up to three times, as long as its failure is
-// temporary, and the next attempt is due before ctx ends and before the token
-// in hand, if there is one, expires. left is how long that one is good; attrs
-// tell the log which request it is.
-func (e *endpoint) attempt(ctx context.Context, left func() time.Duration, request func() error, attrs ...any) error {
-	for n := 1; ; n++ {
-		err := request()
-		switch {
-		case err == nil || ctx.Err() != nil || !temporary(err):
-			return err
-		case n == maxAttempts:
-			return fmt.Errorf("%w (after %d attempts)", err, n)
+// reusable reports whether a refresh token can be sent again after err: the
+// request never left, or the server says that it did nothing with it.
+func reusable(err error) bool {
+	if refused := new(Error); errors.As(err, &refused) {
+		switch refused.StatusCode {
+		case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusServiceUnavailable:
+			return true
 		}
-		good := left()
-		delay := e.delay(time.Duration(e.random()*float64(firstBackOff<<(n-1))), good, err)
-		if deadline, ok := ctx.Deadline(); ok && delay >= time.Until(deadline) || good > 0 && delay >= good {
-			return fmt.Errorf("%w (not tried again within this grant: the next attempt would be due in %v)", err, delay.Round(time.Millisecond))
-		}
-		e.logger.DebugContext(ctx, "moovauth: attempt failed", append(attrs, "attempt", n, "delay", delay, "error", err)...)
-		timer := time.NewTimer(delay)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w (not tried again: %w)", err, ctx.Err())
-		}
+		return false
 	}
+	return errors.As(err, new(*unsent))
 }
 
-// delay is how long to leave the server alone after err: for backOff, but while
-// the token in hand is good for at most half of the time that it has left, so
-// that attempts come closer together as its expiry nears. What the server asked
-// for counts if it is more, and has some jitter added, so that a fleet that is
-// told the same does not come back in step.
-func (e *endpoint) delay(backOff, good time.Duration, err error) time.Duration {
-	if good > 0 {
-		backOff = min(backOff, max(good/2, leastDelay))
-	}
-	var refused *Error
-	if errors.As(err, &refused) {
-		asked := min(refused.RetryAfter, maxAsked)
-		backOff = max(backOff, asked+time.Duration(e.random()*float64(min(asked/10, time.Second))))
-	}
-	return backOff
+// throttled reports whether err is a 429.
+func throttled(err error) bool {
+	refused := new(Error)
+	return errors.As(err, &refused) && refused.StatusCode == http.StatusTooManyRequests
 }
 
-// limit bounds a grant or a revocation.
-func (e *endpoint) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, e.timeout, fmt.Errorf("not done within %v (see WithTimeout): %w", e.timeout, context.DeadlineExceeded))
+// asked is how long the server wants to be left alone after err.
+func asked(err error) time.Duration {
+	if refused := new(Error); errors.As(err, &refused) {
+		return refused.RetryAfter
+	}
+	return 0
 }
 
-func (e *endpoint) url(path string) string { return e.baseURL.String() + path }
+func (e *endpoint) url(path string) string { return e.baseURL + path }
 
-// post sends form with the client's credentials, and reads the whole reply.
-func (e *endpoint) post(ctx context.Context, path string, form url.Values) (*http.Response, []byte, error) {
+// post sends r with the client's credentials, and reads the whole reply.
+func (e *endpoint) post(ctx context.Context, r *request) (*http.Response, []byte, error) {
+	path := tokenPath
+	if r.op == opRevoke {
+		path = revokePath
+	}
 	if e.authStyle == oauth2.AuthStyleInParams {
-		form.Set("client_id", e.creds.ClientID)
-		form.Set("client_secret", e.creds.ClientSecret)
+		r.form.Set("client_id", e.creds.ClientID)
+		r.form.Set("client_secret", e.creds.ClientSecret)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url(path), strings.NewReader(form.Encode()))
+	var wanted, got atomic.Bool // a connection
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { wanted.Store(true) },
+		GotConn: func(httptrace.GotConnInfo) { got.Store(true) },
+	}), http.MethodPost, e.url(path), strings.NewReader(r.form.Encode()))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -201,10 +257,15 @@ func (e *endpoint) post(ctx context.Context, path string, form url.Values) (*htt
 		// As they are: Moov, unlike RFC 6749 §2.3.1, does not form-encode them first.
 		req.SetBasicAuth(e.creds.ClientID, e.creds.ClientSecret)
 	}
-	resp, err := e.strict.Do(req)
+	strict := *e.client
+	strict.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	resp, err := strict.Do(req)
 	if err != nil {
 		if wrapped := new(url.Error); errors.As(err, &wrapped) {
 			err = wrapped.Err // the caller names the URL
+		}
+		if err = ended(ctx, err); wanted.Load() && !got.Load() {
+			err = &unsent{err}
 		}
 		return nil, nil, err
 	}
@@ -222,99 +283,46 @@ func (e *endpoint) post(ctx context.Context, path string, form url.Values) (*htt
 	case resp.StatusCode/100 != 2:
 		return resp, nil, nil // the status says enough
 	}
-	return nil, nil, fmt.Errorf("reading the reply: %w", err)
+	return nil, nil, fmt.Errorf("reading the reply: %w", ended(ctx, err))
 }
 
-var errNoToken = errors.New("it has no access_token")
-
-// readToken reads a successful reply (RFC 6749 §5.1) to a request sent at
-// sent. The type of its content is what it parses as, whatever it is called.
-func readToken(header http.Header, body []byte, sent time.Time) (*reply, error) {
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), &raw); err != nil {
-		return nil, fmt.Errorf("want a JSON object, got %d bytes of type %q (is a proxy in between?): %w", len(body), header.Get("Content-Type"), err)
+// ended is err, or why ctx ended if that is what err says.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return context.Cause(ctx)
 	}
-	members := make(map[string]any, len(raw))
-	for name, text := range raw {
-		var v any
-		if json.Unmarshal(text, &v) == nil { // a number may be too large
-			members[name] = v
-		}
-	}
-	access, _ := members["access_token"].(string)
-	if access == "" {
-		return nil, errNoToken
-	}
-	if !usable(access) {
-		return nil, errors.New("its access_token is not visible ASCII (RFC 6750 §2.1)")
-	}
-	tokenType, ok := members["token_type"].(string)
-	if !ok && members["token_type"] != nil {
-		return nil, errors.New("its token_type is not a string")
-	}
-	refresh, _ := members["refresh_token"].(string)
-	scheme, err := bearer(tokenType)
-	if err != nil {
-		return nil, err
-	}
-	r := &reply{requestID: header.Get("X-Request-Id")}
-	r.lifetime, r.warning = lifetime(members["expires_in"], header, sent)
-	t := &oauth2.Token{
-		AccessToken:  access,
-		TokenType:    scheme,
-		RefreshToken: refresh,
-		ExpiresIn:    int64(r.lifetime / time.Second),
-	}
-	delete(members, "access_token") // it has a field, and is long
-	r.token = t.WithExtra(members)
-	return r, nil
+	return err
 }
 
-// lifetime reads expires_in. Moov documents a Unix timestamp, and has answered
-// with seconds (RFC 6749 §5.1): from 1e9 on it is taken for a timestamp. The
-// timestamp is read against the reply's Date, so that a wrong local clock
-// does not matter. The server has just handed out the token, so one that is
-// said to be dead already, or does not say, is used for a short time. The
-// warning says what was assumed.
-func lifetime(expiresIn any, header http.Header, sent time.Time) (life time.Duration, warning string) {
-	var seconds float64
-	switch v := expiresIn.(type) {
-	case float64:
-		seconds = v
-	case string:
-		if json.Unmarshal([]byte(v), &seconds) != nil {
-			seconds = 0
-		}
+var errLine = fmt.Errorf("no place came up in time: %w", context.DeadlineExceeded)
+
+// wait waits in line until the limiter lets a request go, for at most as long
+// as most says.
+func (e *endpoint) wait(ctx context.Context, most time.Duration) error {
+	if e.limiter == nil {
+		return nil
 	}
-	if seconds >= 1e9 {
-		now := sent
-		if date, err := http.ParseTime(header.Get("Date")); err == nil {
-			now = date
-		}
-		seconds -= float64(now.UnixMilli()) / 1e3
+	ctx, cancel := context.WithCancelCause(undated{ctx})
+	defer cancel(nil)
+	defer time.AfterFunc(most, func() { cancel(errLine) }).Stop()
+	_, err := guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
+		func() (struct{}, error) { return struct{}{}, e.limiter.Wait(ctx) }, nil)
+	if err == nil {
+		return nil
 	}
-	switch {
-	case seconds < 1:
-		return assumedLifetime, "expires_in is absent, unreadable or in the past: 5 minutes are assumed"
-	case seconds > maxLifetime.Seconds():
-		return maxLifetime, "expires_in is more than 24 hours ahead: 24 hours are assumed"
-	}
-	return time.Duration(seconds * float64(time.Second)), ""
+	return failure("", e.redact.Error("moovauth: waiting for the Limiter", ended(ctx, err)))
 }
 
-// bearer is the scheme of the Authorization header for a token_type. Older
-// pages of Moov's documentation name the token's format there.
-func bearer(tokenType string) (string, error) {
-	switch strings.ToLower(tokenType) {
-	case "", "bearer", "opaque", "jwt":
-		return "Bearer", nil
+// undated is a context that does not say when it ends: a rate.Limiter refuses at
+// once if it sees that its turn comes later.
+type undated struct{ context.Context }
+
+func (undated) Deadline() (deadline time.Time, ok bool) { return deadline, false }
+
+// tell tells the limiter of a 429.
+func (e *endpoint) tell(ctx context.Context, retryAfter time.Duration) {
+	if l, ok := e.limiter.(interface{ Refused(time.Duration) }); ok {
+		_, _ = guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
+			func() (struct{}, error) { l.Refused(retryAfter); return struct{}{}, nil }, nil)
 	}
-	return "", fmt.Errorf("the token type %s is not Bearer", shownType(tokenType))
 }
-
-// usable reports whether token can stand in an Authorization header.
-func usable(token string) bool {
-	return token != "" && strings.IndexFunc(token, func(r rune) bool { return !visibleASCII(r) }) < 0
-}
-
-func visibleASCII(r rune) bool { return '!' <= r && r <= '~' }

@@ -134,13 +134,13 @@ func TestExpiresInThatMakesNoSense(t *testing.T) {
 		`null`: assumedLifetime, `0`: assumedLifetime, `-1`: assumedLifetime, `0.9`: assumedLifetime, `""`: assumedLifetime,
 		`"NaN"`: assumedLifetime, `"0x384"`: assumedLifetime, `true`: assumedLifetime, `[900]`: assumedLifetime, `1e999`: assumedLifetime,
 		`1736964352`: assumedLifetime, `1000000000`: assumedLifetime,
-		`1`: time.Second, `1.5`: 1500 * time.Millisecond, `86400`: maxLifetime, `999999999`: maxLifetime,
-		`86401`: maxLifetime, `1e308`: maxLifetime, `1795446000000`: maxLifetime,
+		`1`: time.Second, `1.5`: 1500 * time.Millisecond, `259200`: 72 * time.Hour, `2592000`: maxLifetime, `999999999`: maxLifetime,
+		`2592001`: maxLifetime, `1e308`: maxLifetime, `1795446000000`: maxLifetime,
 	} {
 		r, err := readToken(nil, []byte(`{"access_token":"x","expires_in":`+text+`}`), sent)
 		require.NoError(t, err, text)
 		assert.Equal(t, want, r.lifetime, text)
-		assert.Equal(t, want == assumedLifetime || want == maxLifetime && text != `86400`, r.warning != "", text)
+		assert.Equal(t, want == assumedLifetime || want == maxLifetime && text != `2592000`, r.warning != "", text)
 	}
 	r, err := readToken(nil, []byte(`{"access_token":"x"}`), sent)
 	require.NoError(t, err)
@@ -175,7 +175,7 @@ func TestUnusableReplies(t *testing.T) {
 		`{"access_token":"ä"}`:          "ASCII",
 		`{"ACCESS_TOKEN":"a"}`:          "no access_token",
 		`{"access_token":"a"} trailing`: "JSON",
-		`{"access_token":"a","token_type":"mac"}`:               "mac",
+		`{"access_token":"a","token_type":"mac"}`:               `its token_type "mac" is not Bearer`,
 		`{"access_token":"` + strings.Repeat("a", 1<<20) + `"}`: "larger than",
 	} {
 		server := onLoopback(t)
@@ -220,7 +220,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 
 func TestExpiryIsCountedFromTheMomentTheRequestWasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(10*time.Second), moovtest.WithExpiresInSeconds())
+		server := inMemory(t, moovtest.WithLatency(9*time.Second), moovtest.WithExpiresInSeconds())
 		sent := time.Now()
 		assert.Equal(t, sent.Add(15*time.Minute), token(t, sourceOf(t, server)).Expiry)
 	})
@@ -253,7 +253,7 @@ func FuzzTokenReply(f *testing.F) {
 }
 
 func TestTimestampWithoutDateIsReadToTheMillisecond(t *testing.T) {
-	life, _ := lifetime(float64(1_800_000_010), http.Header{}, time.Unix(1_800_000_000, 750e6))
+	life, _, _ := lifetime(json.RawMessage(`1800000010`), http.Header{}, time.Unix(1_800_000_000, 750e6))
 	assert.Equal(t, 9250*time.Millisecond, life)
 }
 

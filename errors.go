@@ -14,7 +14,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -455,16 +454,23 @@ func temporary(err error) bool {
 	return timedOut(err) || !errors.Is(err, context.Canceled) && !errors.As(err, new(*guard.PanicError))
 }
 
-// timedOut reports whether a deadline ended what failed with err.
+// timedOut reports whether a deadline is what ended err. An error with a
+// Timeout method speaks for those that it wraps: a cool-down is no timeout,
+// even if it follows one.
 func timedOut(err error) bool {
-	if errors.As(err, new(*CoolDownError)) {
+	switch e := err.(type) {
+	case nil:
 		return false
+	case *url.Error: // which looks no deeper than one level
+		return timedOut(e.Err)
+	case interface{ Timeout() bool }:
+		return e.Timeout()
+	case interface{ Unwrap() error }:
+		return timedOut(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), timedOut)
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-		return true
-	}
-	var timeout interface{ Timeout() bool }
-	return errors.As(err, &timeout) && timeout.Timeout()
+	return errors.Is(err, context.DeadlineExceeded)
 }
 
 // retryAfter reads Retry-After (RFC 9110 §10.2.3: seconds, or a date, which is

@@ -309,7 +309,7 @@ func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
 	s.endpoint.random = func() float64 { return 0 }
 	_, err := s.Token()
 	assert.ErrorContains(t, err, "moovauth: token request (client_credentials) to "+server.URL+"/oauth2/token: dial tcp")
-	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", nil), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")
+	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", newBudget(time.Minute)), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")
 }
 
 func TestFieldsAreNotSaidTwice(t *testing.T) {

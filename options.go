@@ -146,23 +146,29 @@ func unseen(r rune) bool {
 	return r >= utf8.RuneSelf && unicode.IsSpace(r) || !unicode.IsGraphic(r) || unicode.Is(unicode.Variation_Selector, r) || strings.ContainsRune(blank, r)
 }
 
-// config is what the options add up to. It is not changed after newConfig.
+// setup is what the options add up to: a configuration, and what only a
+// constructor reads.
+type setup struct {
+	*config
+	token *oauth2.Token // nil: start without one
+	hint  TokenTypeHint // "": none is sent
+	cache Cache         // nil: none
+}
+
+// config is what a source keeps. It is not changed after newSetup.
 type config struct {
 	creds     Credentials
 	scopes    []string
 	origin    string
 	version   string
-	baseURL   *url.URL
+	baseURL   string // without a slash at its end
 	client    *http.Client
 	authStyle oauth2.AuthStyle
-	token     *oauth2.Token // nil: start without one
 	early     time.Duration // negative: the default, which depends on the token's lifetime
 	timeout   time.Duration
-	logger    *slog.Logger
-	hint      TokenTypeHint // "": none is sent
-	cache     Cache         // nil: none
-	limiter   Limiter       // nil: none
-	redact    redact.Set    // what no message may carry
+	logger    *slog.Logger // nil: nowhere
+	limiter   Limiter      // nil: none
+	redact    redact.Set   // what no message may carry
 
 	clock  func() instant
 	random func() float64 // in [0, 1)
@@ -170,25 +176,24 @@ type config struct {
 
 // An Option configures [NewTokenSource] or [Revoke]. Where one is given
 // twice, the last counts.
-type Option func(*config) error
+type Option func(*setup) error
 
-// newConfig checks all that can be checked without the network.
-func newConfig(creds Credentials, opts []Option) (*config, error) {
+// newSetup checks all that can be checked without the network.
+func newSetup(creds Credentials, opts []Option) (*setup, error) {
 	if err := creds.check(); err != nil {
 		return nil, err
 	}
-	c := &config{
+	c := &setup{config: &config{
 		creds:   creds,
 		version: DefaultVersion,
+		baseURL: DefaultBaseURL,
 		client:  http.DefaultClient,
 		early:   -1,
 		timeout: defaultTimeout,
-		logger:  slog.New(slog.DiscardHandler),
-		clock:   newClock(),
+		clock:   clock,
 		random:  rand.Float64,
-	}
+	}}
 	c.redact.Pin(creds.ClientSecret, base64.StdEncoding.EncodeToString([]byte(creds.ClientID+":"+creds.ClientSecret)))
-	c.baseURL, _ = url.Parse(DefaultBaseURL)
 	for i, opt := range opts {
 		if opt == nil {
 			return nil, fmt.Errorf("moovauth: option %d is nil: leave it out", i+1)
@@ -201,8 +206,8 @@ func newConfig(creds Credentials, opts []Option) (*config, error) {
 }
 
 // option refuses what is not ok, with an error that says what is wanted.
-func option(ok bool, set func(*config), wanted string, args ...any) Option {
-	return func(c *config) error {
+func option(ok bool, set func(*setup), wanted string, args ...any) Option {
+	return func(c *setup) error {
 		if !ok {
 			return fmt.Errorf(wanted, args...)
 		}
@@ -216,7 +221,7 @@ func option(ok bool, set func(*config), wanted string, args ...any) Option {
 // /accounts/6f9c…/transfers.write: with a leading slash, and with the
 // account's ID instead of {accountID}.
 func WithScopes(scopes ...string) Option {
-	return func(c *config) error {
+	return func(c *setup) error {
 		for _, s := range scopes {
 			if err := checkScope(s); err != nil {
 				return err
@@ -258,7 +263,7 @@ func checkScope(s string) error {
 func WithOrigin(origin string) Option {
 	u, err := url.Parse(origin)
 	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && origin == u.Scheme+"://"+u.Host && oddHost(u) == ""
-	return option(ok, func(c *config) { c.origin = origin },
+	return option(ok, func(c *setup) { c.origin = origin },
 		"WithOrigin: want a scheme and a host alone, such as %q, with no path or slash after it; got %s", "https://example.com", shownURL(origin))
 }
 
@@ -289,7 +294,7 @@ func shownURL(rawURL string) string {
 // v2026.07.00, or dev or latest. Default: [DefaultVersion].
 func WithVersion(version string) Option {
 	err := checkVersion(version)
-	return option(err == nil, func(c *config) { c.version = version }, "WithVersion: %w", err)
+	return option(err == nil, func(c *setup) { c.version = version }, "WithVersion: %w", err)
 }
 
 var versionShape = regexp.MustCompile(`^(v[0-9]{4}\.[0-9]{2}\.[0-9]{2}|dev|latest)$`)
@@ -305,7 +310,7 @@ func checkVersion(v string) error {
 // https URL, or an http URL of a loopback address. A path in it goes before
 // /oauth2/token and /oauth2/revoke. Default: [DefaultBaseURL].
 func WithBaseURL(baseURL string) Option {
-	return func(c *config) error {
+	return func(c *setup) error {
 		u, err := url.Parse(baseURL)
 		switch {
 		case err != nil || u.Hostname() == "":
@@ -323,7 +328,9 @@ func WithBaseURL(baseURL string) Option {
 			}
 		}
 		u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
-		c.baseURL = u
+		if c.baseURL = baseURL; u.String() != baseURL {
+			c.baseURL = u.String()
+		}
 		return nil
 	}
 }
@@ -333,7 +340,7 @@ func WithBaseURL(baseURL string) Option {
 // its CheckRedirect says; its Transport must not follow them itself.
 // Default: [http.DefaultClient].
 func WithHTTPClient(client *http.Client) Option {
-	return option(client != nil, func(c *config) { c.client = client },
+	return option(client != nil, func(c *setup) { c.client = client },
 		"WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
 }
 
@@ -343,7 +350,7 @@ func WithHTTPClient(client *http.Client) Option {
 // the body. Default, also for [oauth2.AuthStyleAutoDetect]: in the header.
 func WithAuthStyle(style oauth2.AuthStyle) Option {
 	known := []oauth2.AuthStyle{oauth2.AuthStyleAutoDetect, oauth2.AuthStyleInHeader, oauth2.AuthStyleInParams}
-	return option(slices.Contains(known, style), func(c *config) { c.authStyle = style },
+	return option(slices.Contains(known, style), func(c *setup) { c.authStyle = style },
 		"WithAuthStyle: want oauth2.AuthStyleInHeader or oauth2.AuthStyleInParams, got %d", style)
 }
 
@@ -351,7 +358,7 @@ func WithAuthStyle(style oauth2.AuthStyle) Option {
 // alone will do. An access token without an Expiry is used for 5 minutes;
 // one that claims more than 30 days, for 30 days.
 func WithToken(t *oauth2.Token) Option {
-	return func(c *config) error {
+	return func(c *setup) error {
 		if t == nil || t.AccessToken == "" && t.RefreshToken == "" {
 			return errors.New("WithToken: the token has neither an access token nor a refresh token: leave the option out to start without one")
 		}
@@ -376,25 +383,25 @@ func WithToken(t *oauth2.Token) Option {
 // is refreshed early, and callers wait at each expiry. Default: a fifth of
 // the lifetime, 5 minutes at most.
 func WithEarlyRefresh(d time.Duration) Option {
-	return option(d >= 0, func(c *config) { c.early = d }, "WithEarlyRefresh: want a duration of 0 or more, got %v", d)
+	return option(d >= 0, func(c *setup) { c.early = d }, "WithEarlyRefresh: want a duration of 0 or more, got %v", d)
 }
 
 // WithTimeout bounds one whole grant, or one whole Revoke, retries included.
 // Default: 30 s.
 func WithTimeout(d time.Duration) Option {
-	return option(d > 0, func(c *config) { c.timeout = d }, "WithTimeout: want a duration above 0, got %v", d)
+	return option(d > 0, func(c *setup) { c.timeout = d }, "WithTimeout: want a duration above 0, got %v", d)
 }
 
 // WithLogger sets where grants and their failures are logged. No record
 // carries a secret. Default: nowhere.
 func WithLogger(l *slog.Logger) Option {
-	return option(l != nil, func(c *config) { c.logger = l }, "WithLogger: the logger is nil: leave the option out to log nothing")
+	return option(l != nil, func(c *setup) { c.logger = l }, "WithLogger: the logger is nil: leave the option out to log nothing")
 }
 
 // WithTokenTypeHint tells [Revoke] which kind of token it is given, so that
 // the server finds it sooner (RFC 7009 §2.1). Default: no hint is sent.
 func WithTokenTypeHint(hint TokenTypeHint) Option {
-	return option(hint == AccessToken || hint == RefreshToken, func(c *config) { c.hint = hint },
+	return option(hint == AccessToken || hint == RefreshToken, func(c *setup) { c.hint = hint },
 		"WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
 }
 
@@ -412,5 +419,5 @@ type Limiter interface {
 // gets in line again, as long as a caller waits for it, and for an hour at most.
 // Default: no limiter, and a 429 is retried like any temporary failure.
 func WithLimiter(l Limiter) Option {
-	return option(l != nil, func(c *config) { c.limiter = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
+	return option(l != nil, func(c *setup) { c.limiter = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -105,7 +106,7 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 		{"nil token", testCredentials, []Option{scopes, WithToken(nil)}, []string{"WithToken"}},
 		{"empty token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{})}, []string{"WithToken"}},
 		{"token with a newline", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a\nb"})}, []string{"WithToken", "ASCII"}},
-		{"MAC token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a", TokenType: "mac"})}, []string{"WithToken", "mac"}},
+		{"MAC token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a", TokenType: "mac"})}, []string{"WithToken", `"mac" is not Bearer`}},
 		{"negative early refresh", testCredentials, []Option{scopes, WithEarlyRefresh(-1)}, []string{"WithEarlyRefresh", "-1ns"}},
 		{"negative timeout", testCredentials, []Option{scopes, WithTimeout(-time.Second)}, []string{"WithTimeout", "-1s"}},
 		{"no time at all", testCredentials, []Option{scopes, WithTimeout(0)}, []string{"WithTimeout", "above 0"}},
@@ -297,14 +298,16 @@ func FuzzURLs(f *testing.F) {
 		f.Add(u)
 	}
 	f.Fuzz(func(t *testing.T, u string) {
-		var c config
+		c := setup{config: new(config)}
 		if WithOrigin(u)(&c) == nil {
 			require.Regexp(t, `^https?://[^/?#@\s]+$`, c.origin)
 		}
 		if WithBaseURL(u)(&c) == nil {
-			require.True(t, secure(c.baseURL))
-			e := endpoint{config: &c}
-			_, err := http.NewRequest(http.MethodPost, e.url(tokenPath), nil)
+			base, err := url.Parse(c.baseURL)
+			require.NoError(t, err)
+			require.True(t, secure(base))
+			e := endpoint{c.config}
+			_, err = http.NewRequest(http.MethodPost, e.url(tokenPath), nil)
 			require.NoError(t, err)
 		}
 	})

@@ -7,9 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"github.com/moovauth/moovauth/internal/guard"
-	"github.com/moovauth/moovauth/internal/redact"
+	"net/url"
+	"time"
 )
 
 // TokenTypeHint is the kind of a token (RFC 7009 §2.1).
@@ -21,15 +20,16 @@ const (
 	RefreshToken TokenTypeHint = "refresh_token"
 )
 
-// Revoke revokes token, an access or a refresh token, at POST /oauth2/revoke.
-// A token that the server does not know, or no longer, counts as revoked
+// Revoke revokes one token, an access or a refresh token, at POST
+// /oauth2/revoke. It does not reach other tokens of the same grant: see
+// [TokenSource.Revoke]. A token that the server does not know counts as revoked
 // (RFC 7009 §2.2). It gives up with ctx or after [WithTimeout], and what the
 // server refuses comes back as an [*Error].
 //
-// Of the options, those count that say where and how to ask; WithTokenTypeHint
+// Of the options, those count that say where and how to ask. WithTokenTypeHint
 // is only for Revoke. The others are checked and have no effect.
 func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option) error {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return err
 	}
@@ -37,50 +37,131 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 		return errors.New("moovauth: Revoke: the token is empty: give the access or refresh token to revoke")
 	}
 	c.redact.Add(token)
-	return revokeOne(ctx, newEndpoint(c), token, c.hint, &c.redact)
+	return (&endpoint{c.config}).revoke(ctx, token, c.hint, newBudget(c.timeout))
 }
 
-// revokeOne revokes within WithTimeout.
-func revokeOne(ctx context.Context, e *endpoint, token string, hint TokenTypeHint, hide *redact.Set) error {
-	ctx, cancel := e.limit(ctx)
-	defer cancel()
-	_, err := guard.Call(ctx, network(hide), func() (struct{}, error) { return struct{}{}, e.revoke(ctx, token, hint, hide) }, nil)
-	return err
+// revoke revokes token within b. With a limiter, a 429 sends it back to the end
+// of the line, which does not count.
+func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, b *budget) error {
+	form := url.Values{"token": {token}}
+	if hint != "" {
+		form.Set("token_type_hint", string(hint))
+	}
+	end := time.Now().Add(maxLine)
+	line := func(ctx context.Context) error {
+		return b.stop(func() error { return e.wait(ctx, time.Until(end)) })
+	}
+	for {
+		err := line(ctx)
+		if err == nil {
+			_, err = e.do(ctx, &request{
+				op: opRevoke, form: form, budget: b, line: line,
+				good:   func() time.Duration { return 0 },
+				repeat: func(error) bool { return true },
+			})
+		}
+		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
+			return err
+		}
+		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
+		if late := b.stop(func() error { return sleep(ctx, delay) }); late != nil {
+			return fmt.Errorf("%w (not tried again: %w)", err, late)
+		}
+	}
 }
 
-// Revoke revokes and forgets what s holds: the refresh token first, since it
-// could mint more, then the access token, then access tokens that were
-// replaced but have not expired yet. What a cache holds for s is deleted. It waits for a grant in progress, as
-// long as ctx lets it. Each token is tried even where another one failed; the
-// errors are joined, and the next Revoke tries again what failed.
+// Revoke revokes and forgets what s holds, and what its cache holds for s: the
+// refresh tokens first, since they could mint more, then the access tokens, also
+// those that were replaced but have not expired yet. The cache's entry is
+// deleted last. Each token is tried, also if another one failed. The errors are
+// joined, and the next Revoke tries again what failed. s stays usable: the next
+// Token starts afresh with the configured scopes.
 //
-// When it returns nil, nothing that s obtained before the call is alive. s
-// stays usable: the next Token starts afresh with the configured scopes.
+// Revoke waits for a grant in progress for at most half of the time that it has,
+// then cancels it. It gives up with ctx, or after one [WithTimeout] in all.
+//
+// When it returns nil, no token is alive that s received and remembers, or that
+// its cache held when Revoke was called. What was revoked or invalidated is
+// never handed out or adopted again, also if the cache could not be cleared. s
+// remembers the text of the last 16 former tokens that may be alive, for Revoke
+// and for masking, and hashes of the last 1,000 that were revoked or invalidated.
 func (s *TokenSource) Revoke(ctx context.Context) error {
 	if s.endpoint == nil {
 		return errZero
 	}
-	if err := s.revoking.Acquire(ctx, 1); err != nil {
-		return fmt.Errorf("moovauth: Revoke: waiting for another Revoke: %w", err)
+	if ctx.Err() != nil {
+		return fmt.Errorf("moovauth: Revoke: nothing was revoked, since the context had ended: %w", context.Cause(ctx))
 	}
-	defer s.revoking.Release(1)
-	if err := s.granting.Acquire(ctx, 1); err != nil {
-		return fmt.Errorf("moovauth: Revoke: waiting for the grant in progress: %w", err)
+	e := s.endpoint
+	b := newBudget(e.timeout)
+	if deadline, ok := ctx.Deadline(); ok {
+		b.timeout = min(b.timeout, time.Until(deadline))
 	}
-	hide := s.secrets()
-	taken := s.take()
-	s.flight.Forget("") // a flight that has just ended must not hand out what was taken
-	s.store.visit(hide).delete(ctx)
-	s.granting.Release(1)
-
 	var errs []error
-	for _, t := range taken {
-		err := revokeOne(ctx, s.endpoint, t.token, t.hint, hide)
-		errs = append(errs, err)
-		t.dead = err == nil
-		s.mu.Lock()
-		s.remember(t)
-		s.mu.Unlock()
+	unknown, err := s.takeTurn(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer s.turn.Release(1)
+	if unknown {
+		errs = append(errs, errors.New("moovauth: Revoke: the grant in progress did not end in time and was cancelled: it may have brought a token that lives on, unknown to this source"))
+	}
+
+	cache := s.store.visit()
+	unlock, locked := cache.lock(ctx)
+	defer unlock()
+	if cache.locker() != nil && !locked {
+		errs = append(errs, errors.New("moovauth: Revoke: no lock on the cache: another process may be obtaining a token, which lives on"))
+	}
+	cached, err := cache.get(ctx)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("moovauth: Revoke: the cache could not be read: tokens in it that this source does not know live on: %w", err))
+	}
+	var more []former
+	if cached != nil {
+		more = []former{{cached.RefreshToken, RefreshToken, never}, {cached.AccessToken, AccessToken, never}}
+	}
+	taken := s.memory.take(more, e.clock())
+	alive := false
+	for i, f := range taken {
+		err := e.revoke(ctx, f.token, f.hint, b.part(len(taken)-i))
+		if err == nil {
+			s.memory.revoked(f.token)
+			continue
+		}
+		errs = append(errs, err) // f stays known, here and in the cache, for the next Revoke
+		alive = alive || cached != nil && (f.token == cached.AccessToken || f.token == cached.RefreshToken)
+	}
+	if cached != nil && !alive {
+		cache.remove(ctx, cached)
 	}
 	return errors.Join(errs...)
+}
+
+// takeTurn waits for the grant in progress for half of the time, then cancels
+// it. unknown says that the grant may have brought a token that nobody knows.
+func (s *TokenSource) takeTurn(ctx context.Context, b *budget) (unknown bool, err error) {
+	if g := s.running.Load(); g != nil {
+		g.giveWay()
+	}
+	half, cancel := context.WithTimeout(ctx, b.left()/2)
+	defer cancel()
+	if s.turn.Acquire(half, 1) == nil {
+		return false, nil
+	}
+	g := s.running.Load()
+	if g != nil {
+		g.cancel(errRevoked)
+	}
+	rest, cancel := context.WithTimeout(ctx, b.left())
+	defer cancel()
+	if err := s.turn.Acquire(rest, 1); err != nil {
+		return false, fmt.Errorf("moovauth: Revoke: nothing was revoked: another grant or Revoke did not end in time: %w", err)
+	}
+	if g != nil {
+		g.mu.Lock()
+		unknown = g.unknown
+		g.mu.Unlock()
+	}
+	return unknown, nil
 }

@@ -11,26 +11,22 @@
 //	}
 //	resp, err := source.Client().Get("https://api.moov.io/ping")
 //
-// A [TokenSource] plugs into whatever takes an [oauth2.TokenSource]; its
+// A [TokenSource] plugs into any code that takes an [oauth2.TokenSource]. Its
 // [TokenSource.Client], or a [Transport] of your own, also sends the
 // X-Moov-Version header and keeps the token from other hosts. Package moovtest
 // is a Moov to test against.
 package moovauth
 
-// This file is the life of a token: when one is good, when it is refreshed,
-// and who waits for whom. What goes over the wire is endpoint.go's.
+// This file is who waits for whom: callers, the flight that they share, and the
+// refresh in the background. What a source remembers is in memory.go, and how a
+// token is obtained in grant.go.
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"net/http"
-	"net/url"
-	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,20 +35,6 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/moovauth/moovauth/internal/guard"
-	"github.com/moovauth/moovauth/internal/redact"
-)
-
-const (
-	maxEarly  = 5 * time.Minute // of the default early refresh
-	maxLeeway = 5 * time.Second // must stay under the 10 s of oauth2.ReuseTokenSource
-
-	invalidateEvery = time.Second // at most one invalidation in this time counts
-	maxPast         = 20          // tokens that are remembered for Revoke and for masking
-	maxDead         = 4           // of them, those that are not alive
-	maxSkew         = time.Minute // between the clocks of machines that share a cache
-
-	firstCoolDown = 250 * time.Millisecond // doubled with each failure in a row
-	maxCoolDown   = 30 * time.Second
 )
 
 // TokenSource is an [oauth2.TokenSource] that always has a good token, or an
@@ -60,94 +42,27 @@ const (
 // scopes, and share it: it is safe for concurrent use.
 //
 // A token is fresh until its refresh point, then stale until its hard expiry,
-// then expired. A fresh one is handed out without a lock. A stale one is
-// handed out as well, while one grant runs in the background. Callers that
-// meet an expired one, or none, wait together for one grant. The refresh point
-// lies before the hard expiry by what [WithEarlyRefresh] says; the hard expiry
-// lies before the server's by 5 s, or a tenth of the lifetime if that is less.
+// then expired. A fresh token is returned without a lock. A stale token is
+// returned too, while one refresh runs in the background. Callers that meet an
+// expired token, or none, wait together for one grant. The refresh point lies
+// before the hard expiry by what [WithEarlyRefresh] says. The hard expiry lies
+// before the server's by 5 s, or a tenth of the lifetime if that is less.
 type TokenSource struct {
 	endpoint *endpoint
 	store    *store // nil: there is no cache
 
-	current    atomic.Pointer[held]     // nil: nothing is held. Written with mu held.
-	cooling    atomic.Pointer[coolDown] // nil: the last flight succeeded, or there was none
-	refreshing atomic.Bool              // a background grant is under way
-	flight     singleflight.Group       // the one shared grant
-	granting   *semaphore.Weighted      // held during a grant, and by Revoke while it takes the tokens
-	revoking   *semaphore.Weighted      // held during Revoke
-
-	mu          sync.Mutex   // guards what follows; never held during I/O
-	past        []*pastToken // no longer handed out, oldest first
-	invalidated *instant     // when an invalidation last counted
+	memory  *memory
+	flights atomic.Pointer[singleflight.Group] // the flight that callers share; nil: there is none
+	turn    *semaphore.Weighted                // held by a flight and by Revoke: who may talk to the server
+	running atomic.Pointer[grant]              // the flight's, while it has the turn
+	waiting atomic.Int32                       // callers that wait for a flight
 }
-
-// held is what a source has at one time: an access token, a refresh token, or
-// both. It is not changed once it is published.
-type held struct {
-	token         oauth2.Token // AccessToken is "" where there is only a refresh token
-	authorization string       // the Authorization header
-	refreshAt     instant
-	expireAt      instant // the hard expiry
-	endAt         instant // when it is dead for certain, also on the server's clock; zero: unknown
-	spent         string  // the refresh token that was used up for it, or refused
-}
-
-// pastToken is a token that is no longer handed out.
-type pastToken struct {
-	token string
-	hint  TokenTypeHint
-	endAt instant // as in held
-	dead  bool    // used up, refused or revoked
-}
-
-// alive reports whether t may be. Where the clocks differ as to whether it has
-// expired, it may.
-func (t *pastToken) alive(now instant) bool {
-	return !t.dead && (t.endAt == instant{} || now.wall < t.endAt.wall || now.monotonic < t.endAt.monotonic)
-}
-
-// coolDown is the time after a failed flight in which no request is made.
-type coolDown struct {
-	until    instant
-	failures int   // in a row
-	err      error // the last one's
-}
-
-// instant is a moment on both clocks, in nanoseconds. The wall clock goes on
-// while a machine is suspended, the monotonic one is never set back.
-type instant struct {
-	wall      int64 // since 1970
-	monotonic int64 // since the clock was made
-}
-
-// reached reports whether either clock has come to t.
-func (now instant) reached(t instant) bool { return now.wall >= t.wall || now.monotonic >= t.monotonic }
-
-func (now instant) add(d time.Duration) instant {
-	return instant{now.wall + int64(d), now.monotonic + int64(d)}
-}
-
-// after is how long it is from now to t, on the clock that gets there first.
-func (t instant) after(now instant) time.Duration {
-	return time.Duration(max(0, min(t.wall-now.wall, t.monotonic-now.monotonic)))
-}
-
-// newClock reads both clocks.
-func newClock() func() instant {
-	start := time.Now()
-	return func() instant {
-		now := time.Now()
-		return instant{now.UnixNano(), int64(now.Sub(start))}
-	}
-}
-
-func (now instant) time() time.Time { return time.Unix(0, now.wall) }
 
 // NewTokenSource makes a source for the API key's tokens. It makes no request:
 // the first Token does. It checks its arguments, and its error names the one
 // to change. Needed are [WithScopes], or a refresh token given with [WithToken].
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -158,60 +73,35 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &TokenSource{
-		endpoint: newEndpoint(c),
-		store:    st,
-		granting: semaphore.NewWeighted(1),
-		revoking: semaphore.NewWeighted(1),
-	}
+	s := &TokenSource{endpoint: &endpoint{c.config}, store: st, memory: new(memory), turn: semaphore.NewWeighted(1)}
 	if t := c.token; t != nil {
 		now := c.clock()
 		life := assumedLifetime
 		if !t.Expiry.IsZero() {
 			life = max(min(t.Expiry.Sub(now.time()), maxLifetime), 0)
 		}
-		s.current.Store(s.hold(*t, now, life))
+		h := s.endpoint.newHeld(*t, now, life)
+		h.since, h.sendable = now, c.cache == nil
+		s.memory.obtain(h, "", now)
 	}
 	return s, nil
 }
 
-// hold reckons when t, which lives for life from now on, is refreshed and expires.
-func (s *TokenSource) hold(t oauth2.Token, now instant, life time.Duration) *held {
-	if t.AccessToken == "" {
-		return &held{token: t}
-	}
-	usable := life - min(maxLeeway, life/10)
-	early := s.endpoint.early
-	if early < 0 {
-		early = min(life/5, maxEarly)
-	}
-	early = min(early, usable*4/5)
-	early -= time.Duration(s.endpoint.random() * float64(early) / 10)
-	t.Expiry = now.add(life).time()
-	t.ExpiresIn = int64(life / time.Second)
-	authorization := t.Type() + " " + t.AccessToken
-	t.AccessToken = authorization[len(authorization)-len(t.AccessToken):] // so that it is held once
-	return &held{
-		token:         t,
-		authorization: authorization,
-		refreshAt:     now.add(usable - early),
-		expireAt:      now.add(usable),
-	}
-}
-
 // Token returns a token that is good now. It implements [oauth2.TokenSource].
-// It waits for the network only where there is no good token, and then no
-// longer than [WithTimeout]. What the server refuses comes back as an [*Error].
-// Each call returns a token of its own, which the caller may change.
+// It waits for the network only if there is no good token, and then no longer
+// than [WithTimeout], plus the time in line if there is a [WithLimiter]. What
+// the server refuses comes back as an [*Error], and while the server is left
+// alone after a failure, as a [*CoolDownError]. Each call returns a token of its
+// own, which the caller may change.
 func (s *TokenSource) Token() (*oauth2.Token, error) {
 	return s.TokenContext(context.Background())
 }
 
-// TokenContext is [TokenSource.Token], but it waits no longer than ctx lets
-// it; its error then is ctx's. The grant goes on for other callers. Values of
-// ctx, such as a trace, reach the requests of a grant that this call starts.
+// TokenContext is [TokenSource.Token], but it waits no longer than ctx lets it;
+// its error then is ctx's. The grant goes on for other callers. It is nobody's:
+// nothing of ctx, such as a trace, reaches the token request.
 func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
-	h, err := s.good(ctx)
+	h, err := s.grantedToken(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -219,48 +109,64 @@ func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	return &t, nil
 }
 
-// good is TokenContext without the copy.
-func (s *TokenSource) good(ctx context.Context) (*held, error) {
-	if h := s.current.Load(); h != nil {
+// grantedToken is TokenContext without the copy.
+func (s *TokenSource) grantedToken(ctx context.Context) (*held, error) {
+	if s.endpoint == nil {
+		return nil, errZero
+	}
+	if v := s.memory.current.Load(); v != nil && v.held != nil {
 		now := s.endpoint.clock()
-		if !now.reached(h.refreshAt) {
-			return h, nil
+		if !now.reached(v.held.refreshAt) {
+			return v.held, nil
 		}
-		if !now.reached(h.expireAt) {
-			if c := s.cooling.Load(); (c == nil || now.reached(c.until)) && !s.refreshing.Load() && s.refreshing.CompareAndSwap(false, true) {
-				over := s.grant(ctx)
-				go func() { <-over; s.refreshing.Store(false) }() // not by the flight, which can still be joined while it ends
-			}
-			return h, nil
+		if !now.reached(v.held.expireAt) {
+			s.refresh(now)
+			return v.held, nil
 		}
 	}
 	return s.wait(ctx)
 }
 
+// refresh starts a refresh in the background if one is due.
+func (s *TokenSource) refresh(now instant) {
+	revokes, due := s.memory.startRefresh(now)
+	if !due {
+		return
+	}
+	over := s.fly(&grant{background: true, revokes: revokes, within: s.endpoint.timeout})
+	go func() { <-over; s.memory.endRefresh() }() // not by the flight, which can still be joined while it ends
+}
+
 var errZero = errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
 
-// wait joins the shared grant, or starts it.
+// wait joins the shared flight, or starts it.
 func (s *TokenSource) wait(ctx context.Context) (*held, error) {
-	if s.endpoint == nil {
-		return nil, errZero
-	}
-	if ctx.Err() != nil {
-		return nil, gaveUp(ctx)
-	}
-	if err := s.cooled(s.endpoint.clock()); err != nil {
-		return nil, err
-	}
-	for {
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	for began := time.Now(); ; {
+		if ctx.Err() != nil {
+			return nil, gaveUp(ctx)
+		}
+		if c := s.memory.load().blocked(s.endpoint.clock()); c != nil {
+			return nil, c.failure()
+		}
+		// A caller that joined a background refresh in vain has less time left.
+		within := s.endpoint.timeout
+		if s.endpoint.limiter == nil { // else time in line does not count
+			within = max(within-time.Since(began), within/10)
+		}
 		select {
-		case r := <-s.grant(ctx):
-			if r.Err != nil {
-				return nil, r.Err
+		case r := <-s.fly(&grant{within: within}):
+			landed := r.Val.(landing)
+			switch {
+			case landed.err == nil && s.memory.gone(landed.held.token.AccessToken):
+				// It was invalidated or revoked while the flight was ending.
+			case landed.err == nil:
+				s.refresh(s.endpoint.clock()) // if the cache had a stale token
+				return landed.held, nil
+			case !landed.nobodys:
+				return nil, landed.err
 			}
-			h := r.Val.(*held)
-			if c := s.current.Load(); c != nil && c != h && c.token.AccessToken == h.token.AccessToken {
-				continue // invalidated while the flight was ending
-			}
-			return h, nil
 		case <-ctx.Done():
 			return nil, gaveUp(ctx)
 		}
@@ -269,308 +175,94 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
-		return fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause)
+		return failure("", fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause))
 	}
-	return fmt.Errorf("moovauth: gave up waiting for a token: %w", ctx.Err())
+	return failure("moovauth: gave up waiting for a token", ctx.Err())
 }
 
-// grant starts the shared grant, or joins the one under way. It is nobody's:
-// it does not end with ctx, only within WithTimeout.
-func (s *TokenSource) grant(ctx context.Context) <-chan singleflight.Result {
-	return s.flight.DoChan("", func() (any, error) {
-		ctx, cancel := s.endpoint.limit(context.WithoutCancel(ctx))
-		defer cancel()
-		if err := s.granting.Acquire(ctx, 1); err != nil {
-			return nil, gaveUp(ctx)
+// landing is how a flight ended.
+type landing struct {
+	held    *held
+	err     error
+	nobodys bool // err is no caller's: each starts a flight of its own
+}
+
+// fly starts the shared flight with g as its grant, or joins the one under way.
+func (s *TokenSource) fly(g *grant) <-chan singleflight.Result {
+	flight := s.flights.Load()
+	if flight == nil {
+		s.flights.CompareAndSwap(nil, new(singleflight.Group))
+		if flight = s.flights.Load(); flight == nil { // another flight has come and gone
+			flight = new(singleflight.Group)
 		}
-		defer s.granting.Release(1)
-		// Whoever comes just after a flight has ended finds here what it left.
-		now := s.endpoint.clock()
-		if h := s.current.Load(); h != nil && !now.reached(h.refreshAt) {
-			return h, nil
-		}
-		if err := s.cooled(now); err != nil {
-			return nil, err
-		}
-		h, err := guard.Call(ctx, network(s.secrets()), func() (*held, error) { return s.obtain(ctx) }, nil)
-		if err == nil {
-			s.cooling.Store(nil)
-			return h, nil
-		}
-		s.coolDown(ctx, err)
-		if h != nil {
-			return h, nil
-		}
-		return nil, err
+	}
+	return flight.DoChan("", func() (any, error) {
+		h, err := s.obtain(g)
+		// The group has a map, which an idle source need not hold. A caller that
+		// still joins finds no flight there and starts one: that has to wait its turn.
+		s.flights.CompareAndSwap(flight, nil)
+		return landing{h, err, err != nil && (g.background || errors.Is(err, errRevoked))}, nil
 	})
 }
 
-// cooled returns nil where a request may be made, else the error that says why
-// not, and when the next one is due.
-func (s *TokenSource) cooled(now instant) error {
-	c := s.cooling.Load()
-	if c == nil || now.reached(c.until) {
-		return nil
-	}
-	return fmt.Errorf("%w; no request is made before the next attempt, which is due in %v", c.err, c.until.after(now).Round(time.Millisecond))
-}
+// obtain runs g when it has the turn. What was checked before it waited is
+// checked again.
+func (s *TokenSource) obtain(g *grant) (*held, error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	_ = s.turn.Acquire(ctx, 1) // ctx does not end before
+	defer s.turn.Release(1)
 
-// coolDown makes s leave the endpoint alone for a while after a failed flight.
-// It ends with the token in hand in any case.
-func (s *TokenSource) coolDown(ctx context.Context, err error) {
-	failures := 1
-	if c := s.cooling.Load(); c != nil {
-		failures = c.failures + 1
+	now, v := s.endpoint.clock(), s.memory.load()
+	switch {
+	case g.background && v.revokes != g.revokes:
+		return nil, errRevoked
+	case v.good(now) > 0 && !(g.background && v.stale(now)):
+		return v.held, nil
+	case v.blocked(now) != nil && !g.background:
+		return nil, v.blocked(now).failure()
 	}
-	wait := min(firstCoolDown<<min(failures-1, 16), maxCoolDown)
-	wait -= time.Duration(s.endpoint.random() * float64(wait) / 2)
-	if errors.As(err, new(*guard.PanicError)) && failures == 1 {
-		wait = 0 // the endpoint has not failed
-	}
-	good := s.left()
-	wait = s.endpoint.delay(wait, good, err)
-	if good > 0 {
-		wait = min(wait, good)
-	}
-	s.cooling.Store(&coolDown{s.endpoint.clock().add(wait), failures, err})
-
-	s.endpoint.warn(ctx, "moovauth: no token obtained",
-		withStack(err, "error", err, "failures", failures, "delay", wait, "token_good_for", good)...)
-}
-
-// left is how long the token in hand is good; 0: there is none.
-func (s *TokenSource) left() time.Duration {
-	h := s.current.Load()
-	if h == nil {
-		return 0
-	}
-	return h.expireAt.after(s.endpoint.clock())
-}
-
-// obtain gets a token: from the cache, which is looked at again once another
-// process may have had the lock, or from the server. Where that fails, what
-// the cache had comes with the error, as long as it is good.
-func (s *TokenSource) obtain(ctx context.Context) (*held, error) {
-	cache := s.store.visit(s.secrets())
-	if h := s.adopt(ctx, cache); h != nil {
-		return h, nil
-	}
-	unlock, locker := cache.lock(ctx)
-	defer unlock()
-	if locker {
-		if h := s.adopt(ctx, cache); h != nil {
-			return h, nil
-		}
-	}
-	h, err := s.ask(ctx, cache)
-	if err != nil && s.left() > 0 {
-		h = s.current.Load()
+	g.endpoint, g.memory, g.cache = s.endpoint, s.memory, s.store.visit()
+	g.waiting, g.cancel = &s.waiting, cancel
+	s.running.Store(g)
+	defer s.running.Store(nil)
+	h, err := g.run(ctx)
+	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
+		s.coolDown(err, g.background)
 	}
 	return h, err
 }
 
-// adopt takes over what is cached. It returns nil where the server has to be
-// asked all the same: there is nothing, or only what s has had already, or
-// the token is due for its refresh, for which its refresh token then serves.
-func (s *TokenSource) adopt(ctx context.Context, cache *visit) *held {
-	e := cache.get(ctx)
-	if e == nil {
-		return nil
-	}
-	now := s.endpoint.clock()
-	life := time.Duration(e.ExpiresIn) * time.Second
-	left := min(e.Expiry.Sub(now.time()), life)
-	h := s.hold(e.token(), now.add(left-life), life)
-	h.spent = e.Spent
-	if !e.Assumed {
-		h.endAt = now.add(left + maxSkew)
-	}
-	fresh := !now.reached(h.refreshAt)
-	if !s.publishNews(h, fresh) || !fresh {
-		return nil
-	}
-	s.endpoint.logger.DebugContext(ctx, "moovauth: token adopted from the cache", "expiry", h.token.Expiry)
-	return h
-}
-
-// publishNews publishes h unless s has had it already, or has one that is as
-// good. A fresh one is always better, since ours is due for its refresh.
-func (s *TokenSource) publishNews(h *held, fresh bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	had := slices.ContainsFunc(s.past, func(t *pastToken) bool { return t.token == h.token.AccessToken })
-	if old := s.current.Load(); old != nil {
-		had = had || old.token.AccessToken == h.token.AccessToken || !fresh && old.expireAt.wall >= h.expireAt.wall
-	}
-	if !had {
-		s.publish(h)
-	}
-	return !had
-}
-
-// ask gets a token from the server: with the refresh token where there is one,
-// with client credentials where there is none or the server refuses it for
-// good and no other process has put what it got for it into the cache.
-func (s *TokenSource) ask(ctx context.Context, cache *visit) (*held, error) {
-	if h := s.current.Load(); h != nil && h.token.RefreshToken != "" {
-		refresh := h.token.RefreshToken
-		h, err := s.request(ctx, cache, grantRefreshToken, url.Values{"refresh_token": {refresh}}, refresh)
-		if err == nil || len(s.endpoint.scopes) == 0 || !refusedForGood(err) {
-			return h, err
+// coolDown leaves the server alone for a while after a failed flight.
+func (s *TokenSource) coolDown(err error, background bool) {
+	e := s.endpoint
+	var wait, good time.Duration
+	c := s.memory.fail(err, background, e.clock(), func(failures int, left time.Duration) time.Duration {
+		good = left
+		if failures > 1 || !errors.As(err, new(*guard.PanicError)) { // else the server has not failed
+			wait = coolDown(failures, left, e.random())
 		}
-		s.endpoint.logger.WarnContext(ctx, "moovauth: the refresh token was refused; going on with client credentials", "error", err)
-		s.dropRefreshToken(refresh)
-		if h := s.adopt(ctx, cache); h != nil {
-			return h, nil
-		}
-	}
-	if len(s.endpoint.scopes) == 0 {
-		return nil, errors.New("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
-	}
-	return s.request(ctx, cache, grantClientCredentials, url.Values{"scope": {strings.Join(s.endpoint.scopes, " ")}}, "")
-}
-
-// request makes one grant, publishes its token, and puts it into the cache.
-// refresh is the refresh token to keep where the reply has none.
-func (s *TokenSource) request(ctx context.Context, cache *visit, grantType string, form url.Values, refresh string) (*held, error) {
-	r, err := s.endpoint.token(ctx, s.left, grantType, form, s.secrets())
-	if err != nil {
-		return nil, err
-	}
-	if ctx.Err() != nil { // the flight has been given up, and another may be under way
-		s.mu.Lock()
-		s.remember(&pastToken{token: r.token.RefreshToken, hint: RefreshToken})
-		s.remember(&pastToken{token: r.token.AccessToken, hint: AccessToken})
-		s.mu.Unlock()
-		return nil, gaveUp(ctx)
-	}
-	t := *r.token
-	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
-	h := s.hold(t, r.sent, r.lifetime)
-	h.spent = refresh
-	if r.warning == "" { // the lifetime is the server's word, which it gave in whole seconds between then and now
-		h.endAt = s.endpoint.clock().add(r.lifetime + time.Second)
-	}
-	s.mu.Lock()
-	s.publish(h)
-	s.mu.Unlock()
-	if r.warning != "" {
-		s.endpoint.logger.WarnContext(ctx, "moovauth: "+r.warning, "grant_type", grantType, "request_id", r.requestID)
-	}
-	s.endpoint.logger.DebugContext(ctx, "moovauth: token obtained", "grant_type", grantType, "request_id", r.requestID, "expiry", h.token.Expiry)
-	cache.put(ctx, entryOf(h))
-	return h, nil
-}
-
-// refusedForGood reports whether the refresh token that err is about can't
-// be used again.
-func refusedForGood(err error) bool {
-	var refused *Error
-	return errors.As(err, &refused) &&
-		slices.Contains([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity}, refused.StatusCode)
-}
-
-// publish makes h what is handed out, and remembers what it replaces. s.mu is held.
-func (s *TokenSource) publish(h *held) {
-	old := s.current.Swap(h)
-	if old == nil {
-		return
-	}
-	if old.token.AccessToken != h.token.AccessToken {
-		s.remember(&pastToken{token: old.token.AccessToken, hint: AccessToken, endAt: old.endAt})
-	}
-	if old.token.RefreshToken != h.token.RefreshToken {
-		s.remember(&pastToken{token: old.token.RefreshToken, hint: RefreshToken, dead: old.token.RefreshToken == h.spent})
-	}
-}
-
-// dropRefreshToken forgets a refresh token that was refused.
-func (s *TokenSource) dropRefreshToken(refresh string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if h := s.current.Load(); h != nil && h.token.RefreshToken == refresh {
-		without := *h
-		without.token.RefreshToken, without.spent = "", refresh
-		s.publish(&without)
-	}
-}
-
-// remember adds t to the past, and forgets the oldest of it. s.mu is held.
-func (s *TokenSource) remember(t *pastToken) {
-	if t.token == "" {
-		return
-	}
-	s.past = append(s.past, t)
-	now := s.endpoint.clock()
-	spare := len(s.past) - maxDead
-	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool {
-		spare--
-		return spare >= 0 && !t.alive(now)
+		wait = max(wait, spread(asked(err), e.random()))
+		return wait
 	})
-	s.past = s.past[max(0, len(s.past)-maxPast):]
+	e.log(slog.LevelWarn, "moovauth: no token obtained",
+		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good)...)
 }
 
-// take takes away all that s has obtained and that may be alive, refresh tokens
-// first.
-func (s *TokenSource) take() []*pastToken {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var taken []*pastToken
-	if h := s.current.Swap(nil); h != nil {
-		s.endCoolDown(s.endpoint.clock())
-		taken = append(taken,
-			&pastToken{token: h.token.RefreshToken, hint: RefreshToken},
-			&pastToken{token: h.token.AccessToken, hint: AccessToken, endAt: h.endAt})
-	}
-	now := s.endpoint.clock()
-	taken = append(taken, s.past...)
-	slices.SortStableFunc(taken, func(a, b *pastToken) int { return -cmp.Compare(a.hint, b.hint) })
-	s.past = slices.DeleteFunc(s.past, func(t *pastToken) bool { return t.alive(now) })
-	return slices.DeleteFunc(taken, func(t *pastToken) bool { return t.token == "" || !t.alive(now) })
-}
+// failure is what a caller gets while c lasts.
+func (c *coolOff) failure() error { return &CoolDownError{Until: c.until.time(), Err: c.err} }
 
-// secrets are all that no message may carry.
-func (s *TokenSource) secrets() *redact.Set { return &s.endpoint.redact }
-
-// Invalidate forgets the access token where it is still the current one, as
-// after a 401 to it, so that the next call obtains another; the refresh token
-// is kept. At most one invalidation a second leads to a grant: an API that
-// answers 401 to everything must not turn into a flood of token requests.
+// Invalidate forgets the access token if it is still the current one, as after
+// a 401 to it, so that the next call obtains another. It does not revoke it: see
+// [TokenSource.Revoke]. The refresh token is kept. The next token request
+// follows at once. If one token after the other is invalidated, the time between
+// two such requests doubles from 1 s to 30 s, so that an API that answers 401 to
+// everything does not cause a flood of token requests; callers get a
+// [*CoolDownError] meanwhile. It is back at 1 s once a token has lasted.
 func (s *TokenSource) Invalidate(accessToken string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	h := s.current.Load()
-	if h == nil || accessToken == "" || h.token.AccessToken != accessToken {
-		return
+	if s.endpoint != nil {
+		s.memory.invalidate(accessToken, s.endpoint.clock())
 	}
-	now := s.endpoint.clock()
-	if !s.refreshing.Load() { // else the grant under way is the one that follows
-		if s.invalidated != nil && !now.reached(s.invalidated.add(invalidateEvery)) {
-			return
-		}
-		s.invalidated = &now
-	}
-	refused := *h
-	refused.refreshAt, refused.expireAt = now, now
-	s.publish(&refused)
-	s.endCoolDown(now)
-}
-
-// endCoolDown ends the cool-down with the token in hand.
-func (s *TokenSource) endCoolDown(now instant) {
-	if c := s.cooling.Load(); c != nil {
-		s.cooling.Store(&coolDown{now, c.failures, c.err})
-	}
-}
-
-// Format implements [fmt.Formatter]: no verb prints more of s than its client
-// ID and scopes.
-func (s *TokenSource) Format(f fmt.State, _ rune) {
-	if s == nil || s.endpoint == nil {
-		_, _ = io.WriteString(f, "moovauth.TokenSource{}")
-		return
-	}
-	_, _ = fmt.Fprintf(f, "moovauth.TokenSource{ClientID:%s Scopes:%v}", s.endpoint.creds.ClientID, s.endpoint.scopes)
 }
 
 // Client returns a client that authorises its requests to the base URL's host

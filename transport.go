@@ -50,10 +50,7 @@ type Transport struct {
 	once    sync.Once
 	version string
 	to      destination
-	limiter interface {
-		Refused(retryAfter time.Duration)
-	} // the source's; nil: none, or it need not know
-	err error // what is wrong with the fields
+	err     error // what is wrong with the fields
 
 	closingIdle atomic.Bool // CloseIdleConnections is under way
 }
@@ -218,8 +215,8 @@ func (t *Transport) sendWith(token *held, req *http.Request) (*http.Response, er
 			source.Invalidate(token.token.AccessToken)
 		}
 	case http.StatusTooManyRequests:
-		if t.limiter != nil {
-			t.limiter.Refused(retryAfter(resp.Header, time.Now()))
+		if source, ok := t.Source.(*TokenSource); ok {
+			source.endpoint.tell(req.Context(), retryAfter(resp.Header, time.Now()))
 		}
 	}
 	return resp, nil
@@ -231,7 +228,7 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 	var err error
 	switch source := t.Source.(type) {
 	case *TokenSource:
-		return source.good(ctx)
+		return source.grantedToken(ctx)
 	case interface {
 		TokenContext(context.Context) (*oauth2.Token, error)
 	}:
@@ -277,10 +274,8 @@ func (t *Transport) init() {
 			t.err = errors.New("moovauth: Transport.Source is a nil or zero TokenSource: make one with NewTokenSource")
 			return
 		}
-		base, t.version = s.endpoint.baseURL, s.endpoint.version
-		t.limiter, _ = s.endpoint.limiter.(interface {
-			Refused(retryAfter time.Duration)
-		})
+		base, _ = url.Parse(s.endpoint.baseURL)
+		t.version = s.endpoint.version
 	}
 	if t.Version != "" {
 		if err := checkVersion(t.Version); err != nil {

@@ -7,8 +7,11 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
 )
 
@@ -83,6 +86,102 @@ func ExampleServer_Enqueue() {
 	// Output:
 	//  no token: 429 Too Many Requests
 	// 200 OK <nil>
+}
+
+// An endpoint of the test's own stands behind a token with the account's scope.
+func ExampleServer_Handle() {
+	server := moovtest.NewInMemory()
+	defer server.Close()
+	server.Handle("POST /accounts/{accountID}/cards", "/accounts/{accountID}/cards.write",
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprintf(w, `{"linkedTo":%q}`, r.PathValue("accountID"))
+		}))
+
+	source, err := moovauth.NewTokenSource(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		moovauth.WithBaseURL(server.URL),
+		moovauth.WithHTTPClient(server.Client()),
+		moovauth.WithScopes("/accounts/ours/cards.write"),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, account := range []string{"ours", "theirs"} {
+		resp, err := source.Client().Post(server.URL+"/accounts/"+account+"/cards", "application/json", strings.NewReader("{}"))
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		fmt.Println(account+":", resp.Status)
+	}
+	// Output:
+	// ours: 201 Created
+	// theirs: 403 Forbidden
+}
+
+// A stolen refresh token is used after its owner used it, and takes the whole
+// family of tokens with it.
+func ExampleWithReuseDetection() {
+	server := moovtest.NewInMemory(moovtest.WithReuseDetection())
+	defer server.Close()
+	refresh := func(refreshToken string) (status string) {
+		form := url.Values{
+			"grant_type": {"refresh_token"}, "refresh_token": {refreshToken},
+			"client_id": {server.ClientID}, "client_secret": {server.ClientSecret},
+		}
+		resp, err := server.Client().PostForm(server.URL+"/oauth2/token", form)
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.Status
+	}
+
+	fetch(server.Client(), server.URL, server.ClientID, server.ClientSecret)
+	stolen := server.RefreshTokens()[0]
+	fmt.Println(refresh(stolen), len(server.AccessTokens()), len(server.RefreshTokens()))
+	fmt.Println(refresh(stolen), len(server.AccessTokens()), len(server.RefreshTokens()))
+	// Output:
+	// 200 OK 2 1
+	// 400 Bad Request 0 0
+}
+
+// A test in a bubble may end while a token source is at work in the background:
+// the server's Close waits for it.
+func ExampleServer_Close() {
+	test := func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close() // or t.Cleanup(server.Close)
+
+		source, err := moovauth.NewTokenSource(
+			moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+			moovauth.WithBaseURL(server.URL),
+			moovauth.WithHTTPClient(server.Client()),
+			moovauth.WithScopes("/ping.read"),
+		)
+		if err != nil {
+			log.Fatal(err)
+		}
+		first, err := source.Token()
+		if err != nil {
+			log.Fatal(err)
+		}
+
+		time.Sleep(14 * time.Minute)   // in the bubble's time: the token is due for its refresh
+		server.SetLatency(time.Minute) // which takes long
+		second, err := source.Token()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("still the first token:", second.AccessToken == first.AccessToken)
+		synctest.Wait()
+		fmt.Println("token requests:", len(server.TokenRequests()))
+	}
+	synctest.Test(&testing.T{}, test) // in your test function, pass its own t
+	// Output:
+	// still the first token: true
+	// token requests: 2
 }
 
 // A clock of the test's own shows what happens when tokens expire.

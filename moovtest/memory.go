@@ -14,13 +14,17 @@ import (
 	"net/url"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"testing/iotest"
 )
 
 var errHungUp = errors.New("moovtest: the server is closed, or hung up without an answer")
 
 // memory is a RoundTripper that calls a handler.
-type memory struct{ handler http.Handler }
+type memory struct {
+	handler http.Handler
+	enter   func(hangUp func()) (leave func(), ok bool) // as Server's
+}
 
 func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := newRequestBody(req.Body)
@@ -29,8 +33,13 @@ func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Context().Err() != nil {
 		return nil, context.Cause(req.Context())
 	}
-	ctx, cancel := context.WithCancel(req.Context())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(req.Context())
+	defer cancel(nil)
+	leave, ok := m.enter(func() { cancel(errHungUp) })
+	if !ok {
+		return nil, errHungUp
+	}
+	defer leave()
 	incoming, err := asIncoming(ctx, req, body)
 	if err != nil {
 		return nil, err
@@ -54,11 +63,11 @@ func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case err := <-done:
-		if err == nil {
-			return asReceived(recorder, req), nil
-		}
 		// The handler gives up when the context ends or the body breaks: that is the reason to give.
-		return nil, cmp.Or(context.Cause(req.Context()), body.err, err)
+		if err := cmp.Or(context.Cause(ctx), body.err, err); err != nil {
+			return nil, err
+		}
+		return asReceived(recorder, req), nil
 	}
 }
 
@@ -75,9 +84,11 @@ func asIncoming(ctx context.Context, req *http.Request, body *requestBody) (*htt
 	if err != nil {
 		return nil, fmt.Errorf("moovtest: %w", err)
 	}
-	header := req.Header.Clone()
-	if header == nil {
-		header = make(http.Header)
+	header := make(http.Header)
+	for name, values := range req.Header { // a client may spell a name in any case
+		for _, value := range values {
+			header.Add(name, value)
+		}
 	}
 	header.Del("Host") // a client's own has no effect; Request.Host has
 	length := req.ContentLength
@@ -122,8 +133,9 @@ func asReceived(recorder *httptest.ResponseRecorder, req *http.Request) *http.Re
 // asked to, and remembers why it could not be read.
 type requestBody struct {
 	io.ReadCloser
-	close func() error
-	err   error
+	close  func() error
+	closed atomic.Bool
+	err    error
 }
 
 func newRequestBody(body io.ReadCloser) *requestBody {
@@ -134,6 +146,9 @@ func newRequestBody(body io.ReadCloser) *requestBody {
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, http.ErrBodyReadAfterClose // the client may use it for something else by now
+	}
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
 		b.err = err
@@ -141,4 +156,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *requestBody) Close() error { return b.close() }
+func (b *requestBody) Close() error {
+	b.closed.Store(true)
+	return b.close()
+}

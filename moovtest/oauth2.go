@@ -15,8 +15,11 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -39,11 +42,16 @@ const (
 	refreshToken kind = "refresh_token"
 )
 
+// credentials are a client's.
+type credentials struct{ id, secret string }
+
 type token struct {
 	kind   kind
+	client string // the ID of the client that it was issued to
 	scopes []string
 	expiry time.Time // zero: never
 	serial int       // in order of issue
+	family int       // the serial of the client-credentials grant that it descends from
 }
 
 func (t token) alive(now time.Time) bool { return t.expiry.IsZero() || now.Before(t.expiry) }
@@ -51,92 +59,183 @@ func (t token) alive(now time.Time) bool { return t.expiry.IsZero() || now.Befor
 // methods has the one method of each endpoint.
 var methods = map[string]string{tokenPath: http.MethodPost, revokePath: http.MethodPost, pingPath: http.MethodGet}
 
+// tokenEndpoint reports whether r is for one of the two endpoints that take the
+// client's secret.
+func tokenEndpoint(r *http.Request) bool { return r.URL.Path == tokenPath || r.URL.Path == revokePath }
+
 // ServeHTTP is the server's handler, to mount in a mux or a TLS server of your
 // own. Under a prefix, use [http.StripPrefix].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	body, broken := io.ReadAll(io.LimitReader(r.Body, maxBody))
-	r = r.WithContext(ctx)
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	form, malformed := fields(r.Header.Get("Content-Type"), body)
-
-	id, answer, latency := s.arrive(r, cancel, body, form)
-	defer s.leave(ctx)
-	if broken != nil || !wait(ctx, latency) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	hangUp := func() {
+		cancel(errHungUp)
+		// A read of the body or a write of the reply may wait for ever, in net/http
+		// as well: it reads on after a handler that has left.
+		conn := http.NewResponseController(w)
+		conn.SetReadDeadline(time.Unix(1, 0))
+		conn.SetWriteDeadline(time.Unix(1, 0))
+	}
+	leave, ok := s.enter(hangUp)
+	if !ok {
+		hangUp()
 		panic(http.ErrAbortHandler)
 	}
+	defer leave()
+	in := s.arrive(r.WithContext(ctx))
+	awaited := in.refusal == nil && wait(ctx, in.latency)
 
 	header := w.Header()
-	header.Set("X-Request-Id", id)
+	header.Set("X-Request-Id", in.id)
 	header.Set("Date", s.now().UTC().Format(http.TimeFormat))
-	if answer != nil {
-		answer.write(w, r)
-		return
-	}
-	method, known := methods[r.URL.Path]
+	s.share(w, in.request)
 	switch {
-	case !known:
-		refuse(w, http.StatusNotFound, "not_found", r.URL.Path+" is not an endpoint of this server")
-	case r.Method != method:
-		header.Set("Allow", method)
-		refuse(w, http.StatusMethodNotAllowed, "method_not_allowed", "use "+method)
-	case r.URL.Path == pingPath:
-		s.ping(w, r)
-	case r.URL.Path == tokenPath && !s.allows(r.Header):
-		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must name an allowed domain")
-	case malformed != nil:
-		refuse(w, http.StatusBadRequest, "invalid_request", malformed.Error())
-	case !s.knows(r, form):
-		if r.Header.Get("Authorization") != "" {
-			header.Set("WWW-Authenticate", "Basic") // RFC 6749 §5.2
-		}
-		refuse(w, http.StatusUnauthorized, "invalid_client", "unknown client ID or wrong client secret")
-	case r.URL.Path == tokenPath:
-		s.token(w, form)
+	case context.Cause(ctx) == errHungUp:
+		panic(http.ErrAbortHandler)
+	case in.refusal != nil:
+		in.refusal(w)
+	case !awaited:
+		w.WriteHeader(http.StatusServiceUnavailable) // for nobody: the client is gone
+	case s.isPreflight(in.request):
+		s.preflight(w, in.request)
+	case in.answer == nil:
+		s.serve(w, in)
+	case in.answer.Lost:
+		s.serve(httptest.NewRecorder(), in)
+		panic(http.ErrAbortHandler)
 	default:
-		s.revoke(w, form)
+		in.answer.write(w, in.request)
 	}
 }
 
-// arrive records r, and returns the request ID that it is given, the prepared
-// answer that it takes if there is one, and how long it has to wait.
-func (s *Server) arrive(r *http.Request, hangUp context.CancelFunc, body []byte, form url.Values) (string, *Answer, time.Duration) {
-	seen := Request{
-		Time: s.now(), Method: r.Method, Path: r.URL.Path, Header: r.Header.Clone(), Body: string(body), Form: form,
-		RequestID: newRequestID(),
-	}
-	seen.ClientID, _ = client(r, form)
-	if seen.Path == tokenPath {
-		seen.GrantType = form.Get("grant_type")
-	}
-
+// enter counts a request in until it leaves. Close calls hangUp, with s.mu held,
+// if that comes first. It reports false if the server is closed.
+func (s *Server) enter(hangUp func()) (leave func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		panic(http.ErrAbortHandler)
+		return nil, false
 	}
-	s.serving[r.Context()] = hangUp
-	var answer *Answer
-	var latency time.Duration
-	if seen.Path == tokenPath || seen.Path == revokePath {
-		latency = s.latency
+	s.serving[&hangUp] = struct{}{}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.serving, &hangUp)
+	}, true
+}
+
+// arrival is a request that has arrived.
+type arrival struct {
+	request   *http.Request // its body can be read again
+	id        string        // the request ID that it is given
+	form      url.Values    // as in Request
+	malformed error         // why form is not all that the body says
+	refusal   func(http.ResponseWriter)
+	answer    *Answer       // the prepared answer that it takes; nil: the server's own
+	latency   time.Duration // how long it has to wait
+}
+
+// arrive reads r and records it.
+func (s *Server) arrive(r *http.Request) *arrival {
+	in := &arrival{request: r, id: newRequestID()}
+	body, broken := io.ReadAll(io.LimitReader(r.Body, maxBody))
+	var rest io.Reader = r.Body
+	if tokenEndpoint(r) {
+		if broken == nil {
+			// Unless it is read, net/http does not notice that a client has gone.
+			_, broken = io.Copy(io.Discard, r.Body)
+		}
+		rest = http.NoBody
+	}
+	r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), rest))
+	in.form, in.malformed = fields(r.Header.Get("Content-Type"), body)
+
+	seen := Request{
+		Method: r.Method, Path: r.URL.Path, Header: r.Header.Clone(), Body: string(body), Form: in.form, RequestID: in.id,
+	}
+	seen.ClientID = client(r, in.form).id
+	if seen.Path == tokenPath {
+		seen.GrantType = in.form.Get("grant_type")
+	}
+
+	s.act()
+	defer s.mu.Unlock()
+	seen.Time = s.now()
+	switch {
+	case broken != nil:
+		in.refusal = func(w http.ResponseWriter) {
+			refuse(w, http.StatusBadRequest, "invalid_request", "the body ended too early: "+broken.Error())
+		}
+	case !s.isPreflight(r) && !s.admit(seen.Time):
+		in.refusal = func(w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "1") // either window is a second long
+			refuse(w, http.StatusTooManyRequests, "too_many_requests", "the rate limit is "+strconv.Itoa(s.perSecond)+" requests per second")
+		}
+	case tokenEndpoint(r):
+		in.latency = s.latency
 		if len(s.answers) > 0 {
-			answer, s.answers = &s.answers[0], s.answers[1:]
-			latency += answer.Latency
-			if _, ok := answer.Header["X-Request-Id"]; ok {
-				seen.RequestID = answer.Header.Get("X-Request-Id")
+			in.answer, s.answers = &s.answers[0], s.answers[1:]
+			in.latency += in.answer.Latency
+			if _, ok := in.answer.Header["X-Request-Id"]; ok && !in.answer.Lost {
+				seen.RequestID = in.answer.Header.Get("X-Request-Id")
 			}
 		}
 	}
 	s.requests = append(s.requests, seen)
-	return seen.RequestID, answer, latency
+	return in
 }
 
-func (s *Server) leave(ctx context.Context) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.serving, ctx)
+// serve is the server's own answer.
+func (s *Server) serve(w http.ResponseWriter, in *arrival) {
+	r := in.request
+	method, own := methods[r.URL.Path]
+	c := client(r, in.form)
+	switch {
+	case !wellFormedVersion(r.Header):
+		refuse(w, http.StatusNotFound, "not_found", "X-Moov-Version must be like v2024.01.00, or dev or latest")
+	case len(r.Header.Values("Authorization")) > 1:
+		refuse(w, http.StatusBadRequest, "invalid_request", "there is more than one Authorization header")
+	case !own:
+		s.resource(w, r)
+	case r.Method != method:
+		refuseMethod(w, method)
+	case r.URL.Path == pingPath:
+		s.ping(w, r)
+	case r.URL.Path == tokenPath && !s.allows(r.Header):
+		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must name an allowed domain")
+	case in.malformed != nil:
+		refuse(w, http.StatusBadRequest, "invalid_request", in.malformed.Error())
+	case ambiguous(r, in.form) != nil:
+		refuse(w, http.StatusBadRequest, "invalid_request", ambiguous(r, in.form).Error())
+	case !s.knows(c):
+		if r.Header.Get("Authorization") != "" {
+			w.Header().Set("WWW-Authenticate", "Basic") // RFC 6749 §5.2
+		}
+		refuse(w, http.StatusUnauthorized, "invalid_client", "unknown client ID or wrong client secret")
+	case r.URL.Path == tokenPath:
+		s.token(w, c.id, in.form)
+	default:
+		s.revoke(w, c.id, in.form)
+	}
+}
+
+// admit counts a request that comes now, if it is within the rate limit. The
+// caller holds s.mu.
+func (s *Server) admit(now time.Time) bool {
+	if s.perSecond <= 0 {
+		return true
+	}
+	s.served = slices.DeleteFunc(s.served, func(t time.Time) bool {
+		if s.fixedWindow {
+			return t.Unix() != now.Unix()
+		}
+		return now.Sub(t) >= time.Second || t.After(now) // after: the clock was set back
+	})
+	if len(s.served) >= s.perSecond {
+		return false
+	}
+	s.served = append(s.served, now)
+	return true
 }
 
 // wait reports whether d passed before ctx ended.
@@ -159,38 +258,90 @@ func fields(contentType string, body []byte) (url.Values, error) {
 	mediaType, _, _ := mime.ParseMediaType(contentType)
 	switch mediaType {
 	case "application/x-www-form-urlencoded":
-		return url.ParseQuery(string(body))
-	case "application/json":
-		var members map[string]json.RawMessage
-		if err := json.Unmarshal(body, &members); err != nil {
-			return nil, fmt.Errorf("the body is not a JSON object: %w", err)
+		form, err := url.ParseQuery(string(body))
+		if err != nil {
+			return form, err
 		}
-		form := make(url.Values, len(members))
-		for name, raw := range members {
-			var text *string // nil for a null, which is as good as absent
-			if json.Unmarshal(raw, &text) != nil {
-				form.Set(name, string(raw))
-			} else if text != nil {
-				form.Set(name, *text)
+		for _, name := range slices.Sorted(maps.Keys(form)) {
+			if len(form[name]) > 1 {
+				return form, fmt.Errorf("the parameter %q is given more than once", name) // RFC 6749 §3.2
 			}
 		}
 		return form, nil
+	case "application/json":
+		return members(body)
 	}
 	return nil, errors.New("Content-Type must be application/x-www-form-urlencoded or application/json")
 }
 
-// client returns the credentials of r: Basic ones as they are (Moov, unlike RFC
-// 6749 §2.3.1, has them unescaped), or else those in the body.
-func client(r *http.Request, form url.Values) (id, secret string) {
-	if id, secret, ok := r.BasicAuth(); ok {
-		return id, secret
+// members reads a JSON object. A value that is no string stays as it is written;
+// a null is as good as absent.
+func members(body []byte) (url.Values, error) {
+	if !json.Valid(body) {
+		return nil, fmt.Errorf("the body is not a JSON object: %w", json.Unmarshal(body, new(any)))
 	}
-	return form.Get("client_id"), form.Get("client_secret")
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	if opening, _ := decoder.Token(); opening != json.Delim('{') {
+		return nil, errors.New("the body is not a JSON object")
+	}
+	form := make(url.Values)
+	var err error
+	seen := make(map[string]bool)
+	for decoder.More() {
+		key, _ := decoder.Token()
+		name, _ := key.(string)
+		if seen[name] && err == nil {
+			err = fmt.Errorf("the member %q is given more than once", name) // as with a form
+		}
+		seen[name] = true
+		var raw json.RawMessage
+		decoder.Decode(&raw)
+		var text *string
+		if json.Unmarshal(raw, &text) != nil {
+			form.Add(name, string(raw))
+		} else if text != nil {
+			form.Add(name, *text)
+		}
+	}
+	return form, err
 }
 
-func (s *Server) knows(r *http.Request, form url.Values) bool {
-	id, secret := client(r, form)
-	return id == s.ClientID && secret == s.ClientSecret
+// client returns the credentials of r: Basic ones as they are (Moov, unlike RFC
+// 6749 §2.3.1, has them unescaped), or else those in the body.
+func client(r *http.Request, form url.Values) credentials {
+	if id, secret, ok := r.BasicAuth(); ok {
+		return credentials{id, secret}
+	}
+	return credentials{form.Get("client_id"), form.Get("client_secret")}
+}
+
+func (s *Server) knows(c credentials) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.creds, c)
+}
+
+// ambiguous says why it is not clear who the client is; nil if it is.
+func ambiguous(r *http.Request, form url.Values) error {
+	id, _, basic := r.BasicAuth()
+	switch {
+	case !basic:
+		return nil
+	case form.Get("client_id") != "" && form.Get("client_id") != id:
+		return errors.New("the client_id in the body is not that of the Authorization header")
+	case form.Get("client_secret") != "":
+		return errors.New("the client authenticates both in the body and in the Authorization header")
+	}
+	return nil
+}
+
+// version is what X-Moov-Version may be: Moov counts a version that it does not
+// know as an older one that it does, so only the shape matters.
+var version = regexp.MustCompile(`^(v\d{4}\.\d{2}\.\d{2}|dev|latest)$`)
+
+func wellFormedVersion(header http.Header) bool {
+	values := header.Values("X-Moov-Version")
+	return len(values) == 0 || len(values) == 1 && version.MatchString(values[0])
 }
 
 // allows reports whether a token request with these headers comes from an
@@ -214,7 +365,7 @@ type authToken struct {
 	Scope        string `json:"scope"`
 }
 
-func (s *Server) token(w http.ResponseWriter, form url.Values) {
+func (s *Server) token(w http.ResponseWriter, client string, form url.Values) {
 	switch form.Get("grant_type") {
 	case "client_credentials":
 		scopes := strings.Fields(form.Get("scope"))
@@ -228,8 +379,8 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 				return
 			}
 		}
-		s.mu.Lock()
-		set := s.issue(scopes)
+		s.act()
+		set := s.issue(token{client: client, scopes: scopes, family: s.issued})
 		s.mu.Unlock()
 		writeJSON(w, http.StatusOK, set)
 	case "refresh_token":
@@ -237,9 +388,9 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 			refuseField(w, "refresh_token", "is required for the refresh_token grant")
 			return
 		}
-		set, ok := s.refresh(form.Get("refresh_token"))
+		set, ok := s.refresh(client, form.Get("refresh_token"))
 		if !ok {
-			refuse(w, http.StatusBadRequest, "invalid_grant", "the refresh token is unknown, used or revoked")
+			refuse(w, http.StatusBadRequest, "invalid_grant", "the refresh token is unknown, used, revoked or another client's")
 			return
 		}
 		writeJSON(w, http.StatusOK, set)
@@ -250,41 +401,62 @@ func (s *Server) token(w http.ResponseWriter, form url.Values) {
 	}
 }
 
+// act locks s.mu for a request that is about to change something, or to be
+// recorded. No request does either once Close has hung up on it.
+func (s *Server) act() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // refresh exchanges a refresh token for a new set of tokens. Of any number of
 // concurrent uses of one, exactly one succeeds.
-func (s *Server) refresh(value string) (set authToken, ok bool) {
-	s.mu.Lock()
+func (s *Server) refresh(client, value string) (set authToken, ok bool) {
+	s.act()
 	defer s.mu.Unlock()
+	if used, ok := s.used[value]; ok && used.client == client {
+		maps.DeleteFunc(s.tokens, func(_ string, t token) bool { return t.family == used.family })
+		return authToken{}, false
+	}
 	t := s.tokens[value]
-	if t.kind != refreshToken {
+	if t.kind != refreshToken || t.client != client {
 		return authToken{}, false
 	}
 	delete(s.tokens, value)
-	return s.issue(t.scopes), true
+	if s.reuseDetection {
+		s.used[value] = t
+	}
+	return s.issue(t), true
 }
 
-// issue makes a new set of tokens. The caller holds s.mu.
-func (s *Server) issue(scopes []string) authToken {
+// issue makes a new set of tokens with the client, scopes and family of t. The
+// caller holds s.mu.
+func (s *Server) issue(t token) authToken {
 	expiry := s.now().Add(s.lifetime)
 	set := authToken{
 		TokenType:   "Bearer",
 		AccessToken: newAccessToken(expiry),
 		ExpiresIn:   expiry.Unix(),
-		Scope:       strings.Join(scopes, " "),
+		Scope:       strings.Join(t.scopes, " "),
 	}
 	if s.expiresInSeconds {
 		set.ExpiresIn = int64(s.lifetime / time.Second)
 	}
-	s.tokens[set.AccessToken] = token{kind: accessToken, scopes: scopes, expiry: expiry, serial: s.issued}
+	t.serial = s.issued
+	t.kind, t.expiry = accessToken, expiry
+	s.tokens[set.AccessToken] = t
 	if !s.noRefreshTokens {
 		set.RefreshToken = rand.Text()
-		s.tokens[set.RefreshToken] = token{kind: refreshToken, scopes: scopes, serial: s.issued}
+		t.kind, t.expiry = refreshToken, time.Time{}
+		s.tokens[set.RefreshToken] = t
 	}
 	s.issued++
 	return set
 }
 
-func (s *Server) revoke(w http.ResponseWriter, form url.Values) {
+func (s *Server) revoke(w http.ResponseWriter, client string, form url.Values) {
 	hint := kind(form.Get("token_type_hint"))
 	switch {
 	case form.Get("token") == "":
@@ -292,30 +464,18 @@ func (s *Server) revoke(w http.ResponseWriter, form url.Values) {
 	case hint != "" && hint != accessToken && hint != refreshToken:
 		refuseField(w, "token_type_hint", "must be access_token or refresh_token")
 	default:
-		s.Revoke(form.Get("token")) // found whatever the hint says (RFC 7009 §2.1)
+		s.act()
+		t, alive := s.tokens[form.Get("token")] // found whatever the hint says (RFC 7009 §2.1)
+		others := alive && t.client != client
+		if !others {
+			delete(s.tokens, form.Get("token"))
+		}
+		s.mu.Unlock()
+		if others {
+			refuse(w, http.StatusBadRequest, "invalid_grant", "the token is another client's")
+			return
+		}
 		w.WriteHeader(http.StatusNoContent)
-	}
-}
-
-// ping answers as any resource of Moov's API does (RFC 6750 §3).
-func (s *Server) ping(w http.ResponseWriter, r *http.Request) {
-	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	bearer := strings.EqualFold(scheme, "Bearer")
-	s.mu.Lock()
-	t := s.tokens[value]
-	s.mu.Unlock()
-	switch {
-	case !bearer:
-		w.Header().Set("WWW-Authenticate", "Bearer")
-		refuse(w, http.StatusUnauthorized, "unauthorized", "a bearer token is required")
-	case t.kind != accessToken || !t.alive(s.now()):
-		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
-		refuse(w, http.StatusUnauthorized, "invalid_token", "the access token is unknown, expired or revoked")
-	case !slices.Contains(t.scopes, pingScope):
-		w.Header().Set("WWW-Authenticate", `Bearer error="insufficient_scope", scope="`+pingScope+`"`)
-		refuse(w, http.StatusForbidden, "insufficient_scope", "the access token lacks the scope "+pingScope)
-	default:
-		writeJSON(w, http.StatusOK, map[string]bool{"pong": true})
 	}
 }
 

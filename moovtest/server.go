@@ -2,7 +2,8 @@
 //
 // A [Server] answers POST /oauth2/token, POST /oauth2/revoke and GET /ping as
 // Moov documents them. It issues, rotates, expires and revokes tokens, records
-// every request, and on demand answers late, wrongly or not at all:
+// every request, and on demand answers late, wrongly or not at all. A test adds
+// endpoints of its own with [Server.Handle]:
 //
 //	server := moovtest.NewServer(moovtest.WithLifetime(time.Minute))
 //	defer server.Close()
@@ -14,7 +15,7 @@
 //
 // [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so
 // that it also works inside a [testing/synctest] bubble, where a token's life
-// passes in no time.
+// passes in no time; [Server.Close] says how such a test ends.
 package moovtest
 
 // This file is the Server as a test sees it: how it is made, what can be
@@ -22,7 +23,6 @@ package moovtest
 
 import (
 	"cmp"
-	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -35,14 +35,22 @@ import (
 // one. Its methods are safe for concurrent use; its fields are not to be changed.
 //
 // A refresh token serves once, and the new set of tokens has another (RFC 6749
-// §6). A refresh keeps the scopes, whatever a scope field says, and leaves the
+// §6); see [WithReuseDetection] for what else a second use may do. A refresh keeps the scopes, whatever a scope field says, and leaves the
 // access token that it replaces alive to its own expiry. Revoking a token kills
 // that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2).
+//
+// The server is as strict as the strictest that a client may meet. Refused with
+// 400 invalid_request are parameters that are given twice (RFC 6749 §3.2), a client
+// ID in the body other than that in the Authorization header, a client secret in
+// both (§2.3), and two Authorization headers. An X-Moov-Version header must be
+// "dev", "latest" or digits like "v2024.01.00"; any other is answered 404, on
+// every endpoint.
 type Server struct {
 	// URL is the base URL, with no trailing slash: "http://127.0.0.1:" and a
 	// port from NewServer, "https://moov.test" from NewInMemory.
 	URL string
 
+	// The credentials that the server was made with. SetCredentials leaves them as they are.
 	ClientID     string // Moov's dashboard: public key. "moovtest-public-key" unless WithCredentials says otherwise.
 	ClientSecret string // Moov's dashboard: secret key. "moovtest-secret-key" unless WithCredentials says otherwise.
 
@@ -50,18 +58,27 @@ type Server struct {
 	noRefreshTokens  bool
 	origins          []string // empty: no Origin is needed
 	scopes           []string // empty: any may be asked for
+	perSecond        int      // 0: there is no rate limit
+	fixedWindow      bool     // the rate limit counts in whole seconds
+	reuseDetection   bool
+	cors             bool     // pages of other origins may read the API's replies:
+	pages            []string // these origins, or any if there are none
 	now              func() time.Time
 	client           *http.Client
 	loopback         *httptest.Server // nil: in memory
+	mux              *http.ServeMux   // what Handle added
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex    // guards what follows
+	creds    []credentials // those that are good; SetCredentials puts its own last
 	lifetime time.Duration
 	latency  time.Duration
 	answers  []Answer
 	requests []Request
-	tokens   map[string]token // those neither used nor revoked, by value
-	issued   int              // how many sets of tokens, ever
-	serving  map[context.Context]context.CancelFunc
+	tokens   map[string]token     // those neither used nor revoked, by value
+	used     map[string]token     // with reuse detection: the refresh tokens that were used, by value
+	issued   int                  // how many sets of tokens, ever
+	served   []time.Time          // with a rate limit: when the requests of its window came
+	serving  map[*func()]struct{} // how to hang up on each request that has entered
 	closed   bool
 }
 
@@ -91,36 +108,63 @@ func newServer(opts []Option) *Server {
 		now:          defaultClock(),
 		lifetime:     15 * time.Minute,
 		tokens:       make(map[string]token),
-		serving:      make(map[context.Context]context.CancelFunc),
+		used:         make(map[string]token),
+		serving:      make(map[*func()]struct{}),
+		mux:          http.NewServeMux(),
 	}
 	for _, opt := range opts {
 		opt(s)
 	}
+	s.creds = []credentials{{s.ClientID, s.ClientSecret}}
 	return s
 }
 
-// defaultClock is time.Now. A synctest bubble begins in 2000, when Unix timestamps
-// had nine digits, which no client takes for timestamps today: there it is 30
-// years ahead. A client that reads expires_in against Date does not notice.
+// inBubble reports whether the caller is in a synctest bubble, which begins in
+// 2000. Package synctest itself does not tell.
+func inBubble() bool { return time.Now().Unix() < 1e9 }
+
+// defaultClock is time.Now. A synctest bubble begins when Unix timestamps had nine
+// digits, which no client takes for timestamps today: there it is 30 years ahead.
+// A client that reads expires_in against Date does not notice. The distance is
+// fixed: dates 30 years on would be a day off, or skip one, after each 29 February.
 func defaultClock() func() time.Time {
-	if time.Now().Unix() >= 1e9 {
+	if !inBubble() {
 		return time.Now
 	}
-	const ahead = 30 * 365 * 24 * time.Hour
+	now := time.Now().UTC()
+	ahead := now.AddDate(30, 0, 0).Sub(now)
 	return func() time.Time { return time.Now().Add(ahead) }
 }
 
+// settling is how long Close waits in a bubble: longer than a client that was hung
+// up on goes on trying.
+const settling = time.Minute
+
 // Close shuts the server down. It hangs up on the requests that are waiting for
-// an answer, and on all that come later. What the server saw can still be read.
+// an answer or still being sent, and on all that come later, and returns at once;
+// with [NewServer], as soon as every [Answer.Handler] and [Server.Handle] handler
+// that is running has heeded its request's context. Nothing is issued, used or
+// revoked any more. What the server saw can still be read.
+//
+// Inside a [testing/synctest] bubble, Close of a server from [NewInMemory] then
+// lets a minute of the bubble's time pass, which takes no time. A client that was
+// hung up on in the background, such as a token source that was refreshing its
+// token, gives up meanwhile. Without that, its goroutine would be left when the
+// test ends, and the bubble would panic. So make the server inside the bubble, and
+// let its Close be what the test ends with: with defer or [testing.T.Cleanup].
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
-	for _, hangUp := range s.serving {
-		hangUp()
+	for hangUp := range s.serving {
+		(*hangUp)()
 	}
 	s.mu.Unlock()
-	if s.loopback != nil {
+	switch {
+	case s.loopback != nil:
+		s.loopback.CloseClientConnections() // also those where net/http still waits for the rest of a body
 		s.loopback.Close()
+	case inBubble():
+		time.Sleep(settling)
 	}
 }
 
@@ -134,12 +178,13 @@ func (s *Server) Client() *http.Client { return s.client }
 // The response is whole when RoundTrip returns: an [Answer.Handler] can neither
 // hijack the connection nor stream over it. If the handler panics, also with
 // [http.ErrAbortHandler], RoundTrip returns an error.
-func (s *Server) Transport() http.RoundTripper { return &memory{handler: s} }
+func (s *Server) Transport() http.RoundTripper { return &memory{handler: s, enter: s.enter} }
 
 // Option is a setting of a new [Server].
 type Option func(*Server)
 
-// WithCredentials sets the only client that the server knows.
+// WithCredentials sets the only client that the server knows, until
+// [Server.SetCredentials] adds another.
 func WithCredentials(clientID, clientSecret string) Option {
 	return func(s *Server) { s.ClientID, s.ClientSecret = clientID, clientSecret }
 }
@@ -179,8 +224,8 @@ func WithLatency(d time.Duration) Option {
 
 // WithClock sets the clock that expiry, the Date header and [Request.Time] go
 // by, which must be safe for concurrent use. Default: [time.Now]; for a server
-// made inside a synctest bubble, which begins in 2000, 30 years later, so that
-// Unix timestamps have ten digits as they do today.
+// made inside a synctest bubble, which begins in 2000, 30 calendar years later, so
+// that Unix timestamps have ten digits as they do today.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }
@@ -190,6 +235,42 @@ func WithClock(now func() time.Time) Option {
 // carries one, as Moov documents.
 func WithoutRefreshTokens() Option {
 	return func(s *Server) { s.noRefreshTokens = true }
+}
+
+// WithRateLimit makes the server answer 429 beyond so many requests in a
+// second, to all endpoints together, with the Retry-After header that Moov
+// documents. It goes by the server's clock. The window slides: it is the second
+// before each request, unless [WithFixedWindow] says otherwise. A refused request
+// is recorded, waits for no latency, takes no prepared [Answer], changes nothing,
+// and does not count itself. By default, and with 0, there is no limit.
+//
+// Moov allows 40 requests a second, and 10 to a test account.
+func WithRateLimit(perSecond int) Option {
+	return func(s *Server) { s.perSecond = perSecond }
+}
+
+// WithFixedWindow makes [WithRateLimit] count from zero at each whole second of
+// the server's clock.
+func WithFixedWindow() Option {
+	return func(s *Server) { s.fixedWindow = true }
+}
+
+// WithCORS lets pages in a browser call GET /ping and what [Server.Handle] added,
+// and read the replies: pages of these origins, such as "https://example.com", or
+// of any if none is given. The server answers their preflight requests, which
+// count for no rate limit. The two endpoints that take the client's secret stay
+// closed to pages. Without this option the whole server is closed to them.
+func WithCORS(origins ...string) Option {
+	return func(s *Server) { s.cors, s.pages = true, origins }
+}
+
+// WithReuseDetection makes a refresh token that is used twice revoke its whole
+// family: every access token and refresh token that descends from the same
+// client-credentials grant (RFC 9700 §4.14.2). By default the second use is
+// refused, and nothing else happens. A refresh token that was revoked before it
+// was used does not count as used.
+func WithReuseDetection() Option {
+	return func(s *Server) { s.reuseDetection = true }
 }
 
 // SetLifetime is [WithLifetime] for the access tokens issued from now on.
@@ -206,6 +287,27 @@ func (s *Server) SetLatency(d time.Duration) {
 	s.latency = d
 }
 
+// SetCredentials makes other credentials good while the server runs, as when an
+// API key is rotated. Those before stay good until [Server.DropOldCredentials].
+//
+// The tokens that were issued live on. With another client ID they are another
+// client's: only the client that a refresh token was issued to can use it (RFC
+// 6749 §6), and only the client that a token was issued to can revoke it (RFC
+// 7009 §2.1). Both are refused with invalid_grant.
+func (s *Server) SetCredentials(clientID, clientSecret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creds = append(s.creds, credentials{clientID, clientSecret})
+}
+
+// DropOldCredentials ends what [Server.SetCredentials] began: of all credentials
+// only those that were set last are good. The tokens that were issued live on.
+func (s *Server) DropOldCredentials() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creds = s.creds[len(s.creds)-1:]
+}
+
 // Answer is a reply to one token or revoke request in place of the server's
 // own. Its zero value is an empty 200.
 type Answer struct {
@@ -219,18 +321,26 @@ type Answer struct {
 	// Body is sent as it is.
 	Body string
 
-	// Latency comes on top of the server's own, before anything is sent.
+	// Latency comes on top of the server's own, before anything is done or sent.
 	Latency time.Duration
+
+	// Lost makes the server do what it would do without this Answer, and then
+	// hang up instead of replying: the server has changed, and the client does
+	// not know. Status, Header, Body and Handler are not used.
+	Lost bool
 
 	// Handler, where set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
-	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory.
+	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory. It
+	// must return when the request's context ends.
 	Handler http.HandlerFunc
 }
 
 // Enqueue adds to the queue of prepared answers. Each token or revoke request
-// takes the one at its front, if any, in order of arrival. Such a request is
-// recorded, and does nothing else: no token is issued, used or revoked.
+// takes the one at its front, if any, in order of arrival; one that is beyond the
+// rate limit, or whose body ends too early, takes none. A request that takes one is
+// recorded, and does nothing else unless the answer is [Answer.Lost]: no token is
+// issued, used or revoked.
 func (s *Server) Enqueue(answers ...Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -265,10 +375,10 @@ type Request struct {
 	Method    string
 	Path      string
 	Header    http.Header
-	Body      string     // up to 1 MiB; the server reads no further
+	Body      string     // its first mebibyte
 	GrantType string     // of a token request
 	Form      url.Values // the fields of a form, or the members of a JSON object as strings; nil for other bodies
-	ClientID  string     // from the Basic credentials, or else from the body
+	ClientID  string     // from the Basic credentials, or else from the body; "" if there are none
 	RequestID string     // the x-request-id that it was given
 }
 

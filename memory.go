@@ -1,0 +1,393 @@
+package moovauth
+
+// This file is all that a source knows and changes: the token in hand, the
+// cool-down, the tokens of the past. Each method is one atomic change, takes
+// the time as an argument, and neither waits nor does I/O.
+
+import (
+	"cmp"
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/oauth2"
+)
+
+const (
+	maxFormer  = 16    // tokens remembered for Revoke
+	maxRetired = 1_000 // tokens that are never taken again
+)
+
+// never is a moment that no clock reaches.
+var never = instant{1<<63 - 1, 1<<63 - 1}
+
+// memory is what a source remembers. Readers load one snapshot; every change
+// publishes another, with mu held.
+type memory struct {
+	current atomic.Pointer[snapshot] // nil: nothing has happened yet
+	mu      sync.Mutex               // guards writing current, and what follows
+	behind  *past                    // nil: nothing to remember
+}
+
+// past is what a source remembers beyond the snapshot. It stands behind a
+// pointer, so that no verb of package fmt prints a token when it prints a source.
+type past struct {
+	former  []former  // no longer handed out, but maybe alive; oldest first
+	retired []uint64  // hashes of tokens that were invalidated or revoked, oldest first
+	narrow  bool      // the last client-credentials grant lacked a scope, too
+	said    [2]string // what was logged last: about the lifetime, about scopes
+}
+
+// snapshot is what a source has at one moment. It is not changed once published.
+type snapshot struct {
+	held       *held    // nil: no token
+	cooling    *coolOff // nil: the last flight succeeded, or there was none
+	refreshing bool     // a background refresh is under way
+	revokes    int      // how often Revoke took the tokens
+	refusals   int      // invalidations in a row, each of a token that was new
+	waitUntil  instant  // when the next token request may follow an invalidation
+}
+
+// held is the token in hand. It is not changed once published.
+type held struct {
+	token         oauth2.Token // AccessToken is "" if there is only a refresh token
+	authorization string       // the Authorization header
+	since         instant      // when it was taken in hand
+	refreshAt     instant
+	expireAt      instant // the hard expiry
+	endAt         instant // when it is dead for certain, also by the server's clock
+	sendable      bool    // the refresh token has not been sent, nor may another process send it
+}
+
+// coolOff is the time after a failed flight in which no request is made.
+type coolOff struct {
+	until      instant
+	failures   int   // in a row
+	err        error // the last one's
+	background bool  // nobody waited for the flight
+}
+
+// former is a token that is no longer handed out, but may be alive.
+type former struct {
+	token string
+	hint  TokenTypeHint
+	endAt instant // when it is dead for certain
+}
+
+// alive reports whether the server might still accept f. A token counts as
+// expired only if both clocks say so.
+func (f former) alive(now instant) bool {
+	return now.wall < f.endAt.wall || now.monotonic < f.endAt.monotonic
+}
+
+// good is how long the token in hand is good; 0: there is none.
+func (s *snapshot) good(now instant) time.Duration {
+	if s.held == nil || s.held.token.AccessToken == "" {
+		return 0
+	}
+	return s.held.expireAt.after(now)
+}
+
+// stale reports whether the token in hand is good, but due for its refresh.
+func (s *snapshot) stale(now instant) bool { return s.good(now) > 0 && now.reached(s.held.refreshAt) }
+
+// blocked is the cool-down that keeps a caller without a token from a request.
+// That of a background refresh does not: its failure is nobody's.
+func (s *snapshot) blocked(now instant) *coolOff {
+	if c := s.cooling; c != nil && !c.background && !now.reached(c.until) {
+		return c
+	}
+	return nil
+}
+
+var blank snapshot
+
+// past is m's, to write to. mu is held.
+func (m *memory) past() *past {
+	if m.behind == nil {
+		m.behind = new(past)
+	}
+	return m.behind
+}
+
+// load returns what m knows at this moment.
+func (m *memory) load() *snapshot {
+	if s := m.current.Load(); s != nil {
+		return s
+	}
+	return &blank
+}
+
+// change publishes a changed copy of the snapshot. f runs with mu held.
+func (m *memory) change(f func(s *snapshot)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := *m.load()
+	f(&next)
+	m.current.Store(&next)
+}
+
+// startRefresh reports whether the caller is to refresh the token in hand in
+// the background: it is stale, nobody does so yet, and no cool-down forbids it.
+// If so, it returns how many times Revoke had been called by then.
+func (m *memory) startRefresh(now instant) (revokes int, start bool) {
+	due := func(s *snapshot) bool {
+		return !s.refreshing && s.stale(now) && (s.cooling == nil || now.reached(s.cooling.until))
+	}
+	if !due(m.load()) {
+		return 0, false // without the lock: every call with a stale token comes here
+	}
+	m.change(func(s *snapshot) {
+		if start = due(s); start {
+			s.refreshing, revokes = true, s.revokes
+		}
+	})
+	return revokes, start
+}
+
+func (m *memory) endRefresh() { m.change(func(s *snapshot) { s.refreshing = false }) }
+
+// obtain takes in hand what a grant brought, and ends the cool-down. dead is
+// the refresh token that was used up for it. A token that was invalidated or
+// revoked before is not taken.
+func (m *memory) obtain(h *held, dead string, now instant) (taken bool) {
+	m.change(func(s *snapshot) {
+		if taken = !m.isRetired(h.token.AccessToken); taken {
+			m.hold(s, h, dead, now)
+		}
+	})
+	return taken
+}
+
+// adopt takes in hand what the cache had, and ends the cool-down, unless m has
+// had the token already, or has one that lasts as long. dead is the refresh
+// token that was used up for it.
+func (m *memory) adopt(h *held, dead string, now instant) (taken bool) {
+	m.change(func(s *snapshot) {
+		access := h.token.AccessToken
+		taken = !now.reached(h.expireAt) && !m.isRetired(access) &&
+			!slices.ContainsFunc(m.past().former, func(f former) bool { return f.token == access }) &&
+			(s.good(now) == 0 || s.held.token.AccessToken != access && s.held.expireAt.wall < h.expireAt.wall)
+		if taken {
+			m.hold(s, h, dead, now)
+		}
+	})
+	return taken
+}
+
+// hold makes h the token in hand. mu is held.
+func (m *memory) hold(s *snapshot, h *held, dead string, now instant) {
+	if old := s.held; old != nil {
+		if old.token.RefreshToken != h.token.RefreshToken && old.token.RefreshToken != dead {
+			m.remember(former{old.token.RefreshToken, RefreshToken, never}, now)
+		}
+		if old.token.AccessToken != h.token.AccessToken {
+			m.remember(former{old.token.AccessToken, AccessToken, old.endAt}, now)
+		}
+	}
+	m.forget(dead)
+	m.forget(h.token.AccessToken)
+	m.forget(h.token.RefreshToken)
+	s.held, s.cooling = h, nil
+}
+
+// setAside takes the refresh token out of hand. It stays known for Revoke,
+// unless it is dead.
+func (m *memory) setAside(refresh string, dead bool, now instant) {
+	m.change(func(s *snapshot) {
+		if s.held != nil && s.held.token.RefreshToken == refresh {
+			without := *s.held
+			without.token.RefreshToken, without.sendable = "", false
+			s.held = &without
+		}
+		if m.forget(refresh); !dead {
+			m.remember(former{refresh, RefreshToken, never}, now)
+		}
+	})
+}
+
+// keep remembers a refresh token for Revoke, unless it is in hand.
+func (m *memory) keep(refresh string, now instant) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if h := m.load().held; h == nil || h.token.RefreshToken != refresh {
+		m.forget(refresh)
+		m.remember(former{refresh, RefreshToken, never}, now)
+	}
+}
+
+// gone reports whether token was invalidated or revoked.
+func (m *memory) gone(token string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.isRetired(token)
+}
+
+// setNarrow says whether client credentials lacked a scope, too.
+func (m *memory) setNarrow(narrow bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if narrow || m.behind != nil {
+		m.past().narrow = narrow
+	}
+}
+
+func (m *memory) isNarrow() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.behind != nil && m.behind.narrow
+}
+
+// mark says whether the refresh token in hand may be sent. It may not while it
+// is under way, so that it is not sent again if its grant ends in the middle.
+func (m *memory) mark(refresh string, sendable bool) {
+	m.change(func(s *snapshot) {
+		if s.held != nil && s.held.token.RefreshToken == refresh {
+			marked := *s.held
+			marked.sendable = sendable
+			s.held = &marked
+		}
+	})
+}
+
+// late remembers tokens that came after their grant had been given up.
+func (m *memory) late(t *oauth2.Token, now instant) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.remember(former{t.RefreshToken, RefreshToken, never}, now)
+	m.remember(former{t.AccessToken, AccessToken, never}, now)
+}
+
+// fail begins a cool-down after a failed flight, and returns it. wait says how
+// long it is, from the failures in a row and how long the token in hand is good.
+func (m *memory) fail(err error, background bool, now instant, wait func(failures int, good time.Duration) time.Duration) (c *coolOff) {
+	m.change(func(s *snapshot) {
+		c = &coolOff{failures: 1, err: err, background: background}
+		if s.cooling != nil {
+			c.failures += s.cooling.failures
+		}
+		good := s.good(now)
+		pause := wait(c.failures, good)
+		if good > 0 {
+			pause = min(pause, good) // it ends with the token in any case
+		}
+		c.until = now.add(pause)
+		s.cooling = c
+	})
+	return c
+}
+
+// invalidate drops the access token if it is the one in hand and good, keeps the
+// refresh token, and ends the cool-down. If tokens are refused one after the
+// other, the next request has to wait.
+func (m *memory) invalidate(access string, now instant) (dropped bool) {
+	if h := m.load().held; access == "" || h == nil || h.token.AccessToken != access {
+		return false
+	}
+	m.change(func(s *snapshot) {
+		old := s.held
+		if dropped = s.good(now) > 0 && old.token.AccessToken == access; !dropped {
+			return
+		}
+		s.endCoolDown(now)
+		if !s.refreshing { // else that refresh is the request that follows
+			if s.refusals == 0 || now.reached(old.since.add(interval(s.refusals))) {
+				s.refusals, s.waitUntil = 1, now
+			} else {
+				s.waitUntil = old.since.add(interval(s.refusals))
+				s.refusals++
+			}
+		}
+		m.retire(access)
+		m.remember(former{access, AccessToken, old.endAt}, now)
+		without := &held{sendable: old.sendable}
+		without.token.RefreshToken = old.token.RefreshToken
+		s.held = without
+	})
+	return dropped
+}
+
+// take takes all away for Revoke: what is in hand, what is remembered, and more.
+// It returns what may be alive, refresh tokens first, since they can mint more.
+// They stay known until they are forgotten.
+func (m *memory) take(more []former, now instant) (taken []former) {
+	m.change(func(s *snapshot) {
+		s.revokes++
+		s.refusals, s.waitUntil = 0, instant{}
+		if h := s.held; h != nil {
+			more = append(more, former{h.token.RefreshToken, RefreshToken, never}, former{h.token.AccessToken, AccessToken, h.endAt})
+			if s.good(now) > 0 || s.cooling != nil && s.cooling.background {
+				s.endCoolDown(now)
+			}
+			s.held = nil
+		}
+		for _, f := range append(more, m.past().former...) {
+			if f.token != "" && f.alive(now) && !slices.ContainsFunc(taken, func(t former) bool { return t.token == f.token }) {
+				m.retire(f.token)
+				taken = append(taken, f)
+			}
+		}
+		m.past().former = slices.Clone(taken)
+		slices.SortStableFunc(taken, func(a, b former) int { return -cmp.Compare(a.hint, b.hint) })
+	})
+	return taken
+}
+
+// revoked forgets a token that is dead.
+func (m *memory) revoked(token string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget(token)
+}
+
+// first reports whether what was not said the last time about the same matter.
+func (m *memory) first(matter int, what string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if what == "" && m.behind == nil {
+		return false
+	}
+	before := m.past().said[matter]
+	m.past().said[matter] = what
+	return what != "" && what != before
+}
+
+// remember adds f to the former tokens, and forgets the oldest. mu is held.
+func (m *memory) remember(f former, now instant) {
+	if f.token == "" {
+		return
+	}
+	m.past().former = slices.DeleteFunc(append(m.past().former, f), func(f former) bool { return !f.alive(now) })
+	m.past().former = slices.Delete(m.past().former, 0, max(0, len(m.past().former)-maxFormer))
+}
+
+// forget removes token from the former ones. mu is held.
+func (m *memory) forget(token string) {
+	if m.behind != nil {
+		m.behind.former = slices.DeleteFunc(m.behind.former, func(f former) bool { return f.token == token })
+	}
+}
+
+var hashSeed = maphash.MakeSeed()
+
+// retire makes sure that token is never taken again. mu is held.
+func (m *memory) retire(token string) {
+	if !m.isRetired(token) {
+		m.past().retired = append(slices.Delete(m.past().retired, 0, max(0, len(m.past().retired)+1-maxRetired)), maphash.String(hashSeed, token))
+	}
+}
+
+func (m *memory) isRetired(token string) bool {
+	return m.behind != nil && slices.Contains(m.behind.retired, maphash.String(hashSeed, token))
+}
+
+// endCoolDown lets the next request be made, and keeps count of the failures.
+func (s *snapshot) endCoolDown(now instant) {
+	if s.cooling != nil {
+		ended := *s.cooling
+		ended.until = now
+		s.cooling = &ended
+	}
+}
