@@ -144,6 +144,12 @@ var errZero = errors.New("moovauth: this TokenSource is a zero value: make one w
 func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
+	if timeout := s.endpoint.timeout; s.endpoint.limiter == nil { // else time in line does not count
+		// The flights that it joins may begin later than it, or wait for a Revoke.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout+grace, fmt.Errorf("not done within %v (see WithTimeout)", timeout))
+		defer cancel()
+	}
 	for began := time.Now(); ; {
 		if ctx.Err() != nil {
 			return nil, gaveUp(ctx)
@@ -160,8 +166,8 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 		case r := <-s.fly(&grant{within: within}):
 			landed := r.Val.(landing)
 			switch {
-			case landed.err == nil && s.memory.gone(landed.held.token.AccessToken):
-				// It was invalidated or revoked while the flight was ending.
+			case landed.err == nil && (s.memory.gone(landed.held.token.AccessToken) || s.endpoint.clock().reached(landed.held.expireAt)):
+				// It was invalidated or revoked, or expired, while the flight was ending.
 			case landed.err == nil:
 				s.refresh(s.endpoint.clock()) // if the cache had a stale token
 				return landed.held, nil
@@ -173,6 +179,10 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 		}
 	}
 }
+
+// grace is how much longer than WithTimeout a caller waits, so that it gets the
+// error of the grant, which says more than its own. It is a little more than heed.
+const grace = 300 * time.Millisecond
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
@@ -218,6 +228,9 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 	s.running.Store(g)
 	defer s.running.Store(nil)
 	h, err := g.run(ctx)
+	if err != nil && context.Cause(ctx) == errRevoked { // whatever else went wrong at that moment
+		err = errRevoked
+	}
 	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
 		s.coolDown(err, g.background)
 	}
