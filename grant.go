@@ -248,6 +248,10 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 	if r.warning == "" { // the server gave the lifetime in whole seconds, between then and now
 		h.endAt = now.add(r.lifetime + time.Second)
 	}
+	if now.reached(h.expireAt) {
+		g.tooLate(r)
+		return nil, g.useless(grantType, r, "the token expired on its way")
+	}
 	if !g.memory.obtain(h, refresh, now) {
 		g.tooLate(r)
 		return nil, g.useless(grantType, r, "the server handed out a token that was invalidated or revoked")

@@ -257,9 +257,10 @@ type process struct {
 	last     string            // the access token handed out last
 	gone     map[string]int    // tokens that it revoked or invalidated, and the moment
 	served   int               // the moment of the last token request that brought a token
-	failed   int               // the moment of the last one that stood in a caller's way
+	servedAt time.Time         // its time
+	failed   int               // the moment of the last one that can be why a caller is refused
 	asked    time.Time         // until when the server wants to be left alone
-	refusals []time.Time       // the invalidations of a good token
+	refusals int               // invalidations of a good token
 }
 
 type receipt struct {
@@ -336,7 +337,7 @@ func (p *process) token(limit time.Duration) {
 	if p.dead {
 		return
 	}
-	if most := cmp.Or(limit, p.timeout+heed); time.Since(began) > most {
+	if most := cmp.Or(limit, p.timeout+grace); time.Since(began) > most {
 		p.broken(3, p, "Token took %v instead of %v", time.Since(began), most)
 	}
 	if err == nil {
@@ -362,12 +363,12 @@ func (p *process) token(limit time.Duration) {
 		}
 	case p.calm:
 		p.broken(7, p, "refused, though all is well")
+	case errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= p.timeout: // Revokes had the turn for so long
 	case errors.Is(err, errRefused):
-		p.refusals = slices.DeleteFunc(p.refusals, func(at time.Time) bool { return time.Since(at) > 2*maxInterval })
-		if len(p.refusals) < 2 {
-			p.broken(7, p, "%d invalidations make no flood", len(p.refusals))
+		if since := p.received[len(p.received)-1].at; p.refusals < 2 || time.Since(since) > maxInterval {
+			p.broken(7, p, "%d invalidations, and %v since the last token, make no flood", p.refusals, time.Since(since))
 		}
-	case p.failed < start && p.failed < p.served:
+	case p.failed < p.served && p.servedAt.Before(time.Now()):
 		p.broken(7, p, "refused, though no request had failed")
 	case errors.As(err, &cooling) && (!cooling.Until.After(time.Now()) || cooling.Until.After(later(p.asked, time.Now().Add(maxCoolDown)))):
 		p.broken(7, p, "the cool-down until %v should be over, or is too long", cooling.Until)
@@ -395,7 +396,7 @@ func (p *process) invalidate() {
 	if current {
 		p.counts["invalidations"]++
 		p.gone[tok] = p.note(p, "Invalidate %s", short(tok))
-		p.refusals = append(p.refusals, time.Now())
+		p.refusals++
 	}
 }
 
@@ -522,6 +523,9 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	if p.asking = append(p.asking, r.Context()); len(p.asking) > 1 {
 		p.broken(2, p, "%d token requests at once", len(p.asking))
 	}
+	if refresh == "" || !patient { // after a refresh grant that fails, client credentials follow
+		p.failed = p.clock // until it succeeds
+	}
 	s := new(sending)
 	if refresh != "" {
 		if before := p.sent[refresh]; before != nil && !(before.back && before.unused) {
@@ -541,9 +545,9 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 			return
 		}
 		if p.hear(resp) && r.Context().Err() == nil {
-			p.served = p.clock
-		} else if refresh == "" || r.Context().Err() != nil && !patient || p.asked.After(time.Now()) {
-			p.failed = p.clock // but not after a refresh grant: client credentials follow
+			p.served, p.servedAt = p.clock, time.Now()
+		} else if p.asked.After(time.Now()) {
+			p.failed = p.clock
 		}
 	}()
 	resp, s.unused, err = p.answer(r, refresh)
@@ -807,7 +811,7 @@ func (v lockingView) Lock(ctx context.Context, _ string) (func(), error) {
 	for {
 		v.mu.Lock()
 		s := &v.shared
-		if s.holder == nil {
+		if s.holder == nil && !v.dead {
 			s.lease++
 			s.holder = v.process
 			lease := s.lease

@@ -4,6 +4,7 @@ package moovauth
 // that the caller has, TokenSource.Revoke for all that a source has obtained.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,6 +106,8 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		b.timeout = min(b.timeout, time.Until(deadline))
 	}
 	var errs []error
+	cache := s.store.visit()
+	before, unread := cache.get(ctx) // another process may replace it while this one waits
 	unknown, err := s.takeTurn(ctx, b)
 	if err != nil {
 		return err
@@ -114,24 +117,30 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		errs = append(errs, errors.New("moovauth: Revoke: the grant in progress did not end in time and was cancelled: it may have brought a token that lives on, unknown to this source"))
 	}
 
-	cache := s.store.visit()
+	cache.within(b)
 	unlock, locked := cache.lock(ctx)
 	defer unlock()
 	if cache.locker() != nil && !locked {
 		errs = append(errs, errors.New("moovauth: Revoke: no lock on the cache: another process may be obtaining a token, which lives on"))
 	}
 	cached, err := cache.get(ctx)
-	if err != nil {
+	if err = cmp.Or(err, unread); err != nil {
 		errs = append(errs, fmt.Errorf("moovauth: Revoke: the cache could not be read: tokens in it that this source does not know live on: %w", err))
 	}
 	var more []former
-	if cached != nil {
-		more = []former{{cached.RefreshToken, RefreshToken, never}, {cached.AccessToken, AccessToken, never}}
+	for _, e := range []*entry{before, cached} {
+		if e != nil {
+			more = append(more, former{e.RefreshToken, RefreshToken, never}, former{e.AccessToken, AccessToken, never})
+		}
 	}
 	taken := s.memory.take(more, e.clock())
 	alive := false
+	shares := len(taken)
+	if cached != nil {
+		shares++ // to delete the entry
+	}
 	for i, f := range taken {
-		err := e.revoke(ctx, f.token, f.hint, b.part(len(taken)-i))
+		err := e.revoke(ctx, f.token, f.hint, b.part(shares-i))
 		if err == nil {
 			s.memory.revoked(f.token)
 			s.memory.counts.revoked.Add(1)
@@ -140,6 +149,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		errs = append(errs, err) // f stays known, here and in the cache, for the next Revoke
 		alive = alive || cached != nil && (f.token == cached.AccessToken || f.token == cached.RefreshToken)
 	}
+	cache.within(b)
 	if cached != nil && !alive {
 		cache.remove(ctx, cached)
 	}

@@ -150,6 +150,12 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 			s.memory.counts.waits.Add(uint64(time.Since(began)))
 		}
 	}()
+	if timeout := s.endpoint.timeout; s.endpoint.limiter == nil { // else time in line does not count
+		// The flights that it joins may begin later than it, or wait for a Revoke.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout+grace, fmt.Errorf("not done within %v (see WithTimeout)", timeout))
+		defer cancel()
+	}
 	for {
 		if ctx.Err() != nil {
 			return nil, gaveUp(ctx)
@@ -167,8 +173,8 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 		case r := <-s.fly(&grant{within: within}):
 			landed := r.Val.(landing)
 			switch {
-			case landed.err == nil && s.memory.gone(landed.held.token.AccessToken):
-				// It was invalidated or revoked while the flight was ending.
+			case landed.err == nil && (s.memory.gone(landed.held.token.AccessToken) || s.endpoint.clock().reached(landed.held.expireAt)):
+				// It was invalidated or revoked, or expired, while the flight was ending.
 			case landed.err == nil:
 				s.refresh(s.endpoint.clock()) // if the cache had a stale token
 				return landed.held, nil
@@ -180,6 +186,10 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 		}
 	}
 }
+
+// grace is how much longer than WithTimeout a caller waits, so that it gets the
+// error of the grant, which says more than its own. It is a little more than heed.
+const grace = 300 * time.Millisecond
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
@@ -236,6 +246,9 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 	defer s.running.Store(nil)
 	began := time.Now()
 	h, err := g.run(ctx)
+	if err != nil && context.Cause(ctx) == errRevoked { // whatever else went wrong at that moment
+		err = errRevoked
+	}
 	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
 		s.coolDown(err, g.background, time.Since(began))
 	}
