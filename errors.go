@@ -1,15 +1,16 @@
 package moovauth
 
-// This file holds what goes wrong, as a caller sees it: Error, which is what
-// an endpoint answered, the masking of secrets in every message, and the guard
-// against plugged-in code that panics or does not return.
+// This file holds what goes wrong, as a caller sees it: what an endpoint
+// answered, a cool-down, and the failures that are no answer. How an answer
+// becomes an Error is in refusal.go.
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"github.com/moovauth/moovauth/internal/guard"
 	"github.com/moovauth/moovauth/internal/redact"
 )
 
@@ -26,25 +28,41 @@ const (
 	opRevoke = "revoke"
 )
 
-// Error is what the token or revoke endpoint answered where it refused. With
+const (
+	maxErrorText = 2 << 10 // bytes of an error's text, and of the body that it keeps
+	maxShort     = 256     // bytes of anything else that it keeps
+	maxQuoted    = 200     // characters of a quotation
+)
+
+// Error is what the token or revoke endpoint answered when it refused. With
 // [errors.As] an [*oauth2.RetrieveError] is found in it as well. What is
-// known to be secret is masked in all of its text.
+// known to be secret is masked in all of it. Its text has 2 KiB at most, and so
+// has the body in the RetrieveError; each other string is cut to 256 bytes, and
+// there are 16 Fields at most.
 type Error struct {
 	Op          string            // "token" or "revoke"
 	GrantType   string            // for "token": "client_credentials" or "refresh_token"
 	StatusCode  int               // of the HTTP response
-	Code        string            // the "error" member (RFC 6749 §5.2), where there is one
-	Description string            // the "error_description" member, where there is one
+	Code        string            // the "error" member (RFC 6749 §5.2), if there is one
+	Description string            // the "error_description" member, if there is one
 	Fields      map[string]string // a 422's members, by field: "scope", "refresh_token", "token", …
 	RequestID   string            // the x-request-id header: the first thing that Moov's support asks for
-	RetryAfter  time.Duration     // from Retry-After or X-Retry-In; 0 where absent
+	RetryAfter  time.Duration     // from Retry-After or X-Retry-In; 0 if absent
 
-	advice   string // what to change, where it can be told
+	advice   string // what to change, if that can be told
+	text     string // "": made by hand
 	retrieve *oauth2.RetrieveError
 }
 
 // Error says in one line what was refused, why, and what to change.
 func (e *Error) Error() string {
+	if e.text == "" {
+		return e.line()
+	}
+	return e.text
+}
+
+func (e *Error) line() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "moovauth: %s request", e.Op)
 	if e.GrantType != "" {
@@ -58,6 +76,10 @@ func (e *Error) Error() string {
 		b.WriteString(" " + quoted(e.Description))
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Fields)) {
+		if b.Len() > maxErrorText/2 {
+			b.WriteString(" …")
+			break
+		}
 		b.WriteString(" " + quoted(name) + ":" + quoted(e.Fields[name]))
 	}
 	if e.Code == "" && len(e.Fields) == 0 && e.retrieve != nil && len(e.retrieve.Body) > 0 {
@@ -72,7 +94,7 @@ func (e *Error) Error() string {
 	if e.advice != "" {
 		b.WriteString(": " + e.advice)
 	}
-	return b.String()
+	return redact.Cut(b.String(), maxErrorText)
 }
 
 // Temporary reports whether the request is worth retrying: after 408, 429
@@ -81,18 +103,12 @@ func (e *Error) Temporary() bool {
 	return e.StatusCode == http.StatusRequestTimeout || e.StatusCode == http.StatusTooManyRequests || e.StatusCode >= 500
 }
 
-// temporary reports whether what failed with err is worth trying again. So is
-// all that is no answer: no connection, or a reply that cannot be read.
-func temporary(err error) bool {
-	var refused *Error
-	if errors.As(err, &refused) {
-		return refused.Temporary()
-	}
-	return true
-}
+// Timeout is false: the server answered in time.
+func (e *Error) Timeout() bool { return false }
 
 // Unwrap returns the [*oauth2.RetrieveError] of the same answer, for code
-// that knows x/oauth2. Its Response has a Request without credentials.
+// that knows x/oauth2. Its Response has a Request without credentials, and of
+// the header the fields that help to find out why.
 func (e *Error) Unwrap() error {
 	if e.retrieve == nil {
 		return nil
@@ -101,115 +117,111 @@ func (e *Error) Unwrap() error {
 }
 
 // quoted is server text that cannot break a log line, nor fill it.
-func quoted(s string) string { return fmt.Sprintf("%.200q", s) }
-
-// newError reads an answer that refuses. All that the server wrote is masked,
-// also a token that it sent all the same.
-func newError(op, grantType string, resp *http.Response, body []byte, hide *redact.Set) *Error {
-	shown := *resp
-	shown.Status, shown.Body, shown.Request = hide.Text(resp.Status), http.NoBody, withoutCredentials(resp.Request)
-	shown.Trailer = nil
-	shown.Header = make(http.Header, len(resp.Header))
-	for name, values := range resp.Header {
-		for _, v := range values {
-			shown.Header.Add(name, hide.Text(v))
-		}
+func quoted(s string) string {
+	q := strconv.Quote(prefix(s, maxQuoted))
+	if len(q) > 2*maxQuoted {
+		q = redact.Cut(q, 2*maxQuoted) + `…"`
 	}
-	var members map[string]any
-	_ = json.Unmarshal(body, &members) // what is no object has no members
-	member := func(name string) string {
-		text, _ := members[name].(string)
-		delete(members, name)
-		return hide.Text(text)
-	}
-	e := &Error{
-		Op:          op,
-		GrantType:   grantType,
-		StatusCode:  resp.StatusCode,
-		Code:        member("error"),
-		Description: member("error_description"),
-		RequestID:   shown.Header.Get("X-Request-Id"),
-		RetryAfter:  retryAfter(resp.Header, time.Now()),
-	}
-	text := hide.Text(string(body))
-	if resp.StatusCode != http.StatusUnprocessableEntity { // whose members are messages
-		text = hide.Body(text)
-	}
-	e.retrieve = &oauth2.RetrieveError{
-		Response:         &shown,
-		Body:             []byte(text),
-		ErrorCode:        e.Code,
-		ErrorDescription: e.Description,
-		ErrorURI:         member("error_uri"),
-	}
-	if resp.StatusCode == http.StatusUnprocessableEntity {
-		e.Fields = make(map[string]string, len(members))
-		for name, v := range members {
-			text, ok := v.(string)
-			if !ok {
-				raw, _ := json.Marshal(v)
-				text = string(raw)
-			}
-			e.Fields[hide.Text(name)] = hide.Text(text)
-		}
-	}
-	return e
+	return q
 }
 
-// withoutCredentials is as much of a request as may be kept in an error.
-func withoutCredentials(req *http.Request) *http.Request {
-	if req == nil {
-		return nil
-	}
-	header := req.Header.Clone()
-	header.Del("Authorization")
-	return &http.Request{Method: req.Method, URL: req.URL, Host: req.Host, Header: header}
-}
-
-// retryAfter reads Retry-After (RFC 9110 §10.2.3: seconds, or a date, which is
-// read against the answer's own Date) and Moov's older X-Retry-In
-// (milliseconds, or a duration such as 1.5s). What cannot be read, or lies
-// in the past, is 0.
-func retryAfter(header http.Header, now time.Time) time.Duration {
-	var wait time.Duration
-	if v := strings.TrimSpace(header.Get("Retry-After")); v != "" {
-		if at, err := http.ParseTime(v); err == nil {
-			if date, err := http.ParseTime(header.Get("Date")); err == nil {
-				now = date
-			}
-			wait = at.Sub(now)
-		} else {
-			wait = duration(v, time.Second)
-		}
-	} else if v := strings.TrimSpace(header.Get("X-Retry-In")); v != "" {
-		if wait = duration(v, time.Millisecond); wait == 0 {
-			wait, _ = time.ParseDuration(v)
+// prefix is the first n characters of s.
+func prefix(s string, n int) string {
+	for i := range s {
+		if n--; n < 0 {
+			return s[:i]
 		}
 	}
-	return max(wait, 0)
-}
-
-// duration reads a decimal number of units, of which there may be too many
-// for a time.Duration.
-func duration(s string, unit time.Duration) time.Duration {
-	n, err := strconv.ParseFloat(s, 64)
-	if err != nil || n != n {
-		return 0
-	}
-	const most = float64(1<<63 - 1<<10)
-	return time.Duration(min(max(n*float64(unit), 0), most))
+	return s
 }
 
 // CoolDownError is what a caller gets while the source leaves the server alone
 // after a failure. It unwraps to that failure.
 type CoolDownError struct {
 	Until time.Time // when the next attempt is due
-	Err   error
+	Err   error     // the failure
 }
 
 func (e *CoolDownError) Error() string {
-	return fmt.Sprintf("%v; no request is made before the next attempt, which is due in %v", e.Err, max(0, time.Until(e.Until)).Round(time.Millisecond))
+	text := "moovauth: the last attempt failed"
+	if e.Err != nil {
+		text = redact.Cut(e.Err.Error(), maxErrorText-maxShort)
+	}
+	return fmt.Sprintf("%s; no request is made before the next attempt, which is due in %v", text, max(0, time.Until(e.Until)).Round(time.Millisecond))
 }
 
 // Unwrap returns the failure.
 func (e *CoolDownError) Unwrap() error { return e.Err }
+
+// Temporary reports whether the failure is worth retrying, after Until.
+func (e *CoolDownError) Temporary() bool { return e.Err != nil && temporary(e.Err) }
+
+// Timeout is false, also if the failure was a timeout: this call did not wait.
+func (e *CoolDownError) Timeout() bool { return false }
+
+// grantError is a failure that is no answer of the server.
+type grantError struct {
+	text               string
+	causes             []error
+	temporary, timeout bool
+}
+
+func (e *grantError) Error() string   { return e.text }
+func (e *grantError) Unwrap() []error { return e.causes }
+func (e *grantError) Temporary() bool { return e.temporary }
+func (e *grantError) Timeout() bool   { return e.timeout }
+
+// failure is err, with what was being done before its text, as an error that
+// has Temporary and Timeout. Nothing is masked here. If doing is "", what has
+// these methods already stays as it is.
+func failure(doing string, err error) error {
+	switch err.(type) {
+	case *Error, *CoolDownError, *grantError:
+		if doing == "" {
+			return err
+		}
+	}
+	text := err.Error()
+	if doing != "" {
+		text = doing + ": " + text
+	}
+	return &grantError{redact.Cut(text, maxErrorText), []error{err}, temporary(err), timedOut(err)}
+}
+
+// permanent is a failure that no retry helps against.
+func permanent(text string) error { return &grantError{text: text} }
+
+// temporary reports whether what failed with err is worth retrying. Errors that
+// are no answer of the server, such as a failed connection, are temporary,
+// unless the caller went away or code that was plugged in panicked.
+func temporary(err error) bool {
+	if cooling := new(CoolDownError); errors.As(err, &cooling) {
+		return cooling.Temporary()
+	}
+	if refused := new(Error); errors.As(err, &refused) {
+		return refused.Temporary()
+	}
+	if failed := new(grantError); errors.As(err, &failed) {
+		return failed.temporary
+	}
+	return timedOut(err) || !errors.Is(err, context.Canceled) && !errors.As(err, new(*guard.PanicError))
+}
+
+// timedOut reports whether a deadline is what ended err. An error with a
+// Timeout method speaks for those that it wraps: a cool-down is no timeout,
+// even if it follows one.
+func timedOut(err error) bool {
+	switch e := err.(type) {
+	case nil:
+		return false
+	case *url.Error: // which looks no deeper than one level
+		return timedOut(e.Err)
+	case interface{ Timeout() bool }:
+		return e.Timeout()
+	case interface{ Unwrap() error }:
+		return timedOut(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), timedOut)
+	}
+	return errors.Is(err, context.DeadlineExceeded)
+}

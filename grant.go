@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/guard"
 )
 
 // What memory.first tells apart.
@@ -27,7 +29,7 @@ const (
 
 var (
 	errRevoked  = errors.New("moovauth: given up for a Revoke")
-	errNoScopes = errors.New("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
+	errNoScopes = permanent("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
 	errRefused  = errors.New("moovauth: the API refuses one token after the other (Invalidate): check the scopes, the account and the environment that the API key belongs to")
 )
 
@@ -138,6 +140,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if !g.memory.adopt(h, e.Spent, now) {
 		return nil, e
 	}
+	g.memory.counts.adopted.Add(1)
 	g.log(slog.LevelDebug, "moovauth: token adopted from the cache", "expiry", h.token.Expiry)
 	return h, e
 }
@@ -194,8 +197,8 @@ func (g *grant) goOn(ctx context.Context, refresh string, cached *entry, err err
 		g.memory.setAside(refresh, answered && refused.Code == "invalid_grant", g.clock())
 	}
 	switch {
-	case ctx.Err() != nil || g.limiter != nil && throttled(err):
-		return false
+	case ctx.Err() != nil || g.limiter != nil && throttled(err) || errors.As(err, new(*guard.PanicError)):
+		return false // the next request would fare no better
 	case answered && !refused.Temporary():
 		return true
 	}
@@ -207,13 +210,20 @@ func (g *grant) goOn(ctx context.Context, refresh string, cached *entry, err err
 // none.
 func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refresh string) (*held, error) {
 	form.Set("grant_type", grantType)
+	began := time.Now()
 	r, err := g.do(ctx, &request{
 		op: opToken, grantType: grantType, form: form, budget: g.budget, line: g.line,
 		good:   func() time.Duration { return g.memory.load().good(g.clock()) },
 		repeat: func(err error) bool { return refresh == "" || len(g.scopes) == 0 || reusable(err) },
 		late:   g.tooLate,
 	})
+	n := &g.memory.counts
+	succeeded, failed := &n.grants, &n.failed
+	if grantType == grantRefreshToken {
+		succeeded, failed = &n.refreshes, &n.failedOnes
+	}
 	if err != nil {
+		failed.Add(1)
 		g.mu.Lock()
 		g.unknown = g.unknown || context.Cause(ctx) == errRevoked && !errors.As(err, new(*unsent))
 		g.mu.Unlock()
@@ -243,14 +253,18 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		g.tooLate(r)
 		return nil, g.useless(grantType, r, "the server handed out a token that was invalidated or revoked")
 	}
-	broken := g.report(grantType, r, h)
+	succeeded.Add(1)
+	broken := g.report(grantType, r, h, time.Since(began))
 	g.cache.put(ctx, &entry{Token: h.token, Members: r.members, Spent: refresh, Assumed: r.warning != ""})
-	return h, broken
+	if broken != nil {
+		return nil, failure("", broken)
+	}
+	return h, nil
 }
 
 // useless is the error of a reply whose token cannot be used.
 func (g *grant) useless(grantType string, r *reply, why string) error {
-	return fmt.Errorf("moovauth: reply to the token request (%s, request ID %s) is unusable: %s", grantType, quoted(r.requestID), why)
+	return failure("", fmt.Errorf("moovauth: reply to the token request (%s, request ID %s) is unusable: %s", grantType, quoted(r.requestID), why))
 }
 
 // tooLate remembers the tokens of a reply that nobody takes any more, so that
@@ -262,7 +276,7 @@ func (g *grant) tooLate(r *reply) {
 }
 
 // report logs what a grant brought, and what is odd about it: once.
-func (g *grant) report(grantType string, r *reply, h *held) error {
+func (g *grant) report(grantType string, r *reply, h *held, took time.Duration) error {
 	var errs []error
 	log := func(level slog.Level, msg string, attrs ...any) {
 		errs = append(errs, g.log(level, msg, append([]any{"grant_type", grantType, "request_id", r.requestID}, attrs...)...))
@@ -277,7 +291,7 @@ func (g *grant) report(grantType string, r *reply, h *held) error {
 	if g.memory.first(aboutLifetime, r.warning) {
 		log(slog.LevelWarn, "moovauth: "+r.warning)
 	}
-	log(slog.LevelDebug, "moovauth: token obtained", "expiry", h.token.Expiry)
+	log(slog.LevelDebug, "moovauth: token obtained", "expiry", h.token.Expiry, "duration", took)
 	return errors.Join(errs...)
 }
 
@@ -305,7 +319,8 @@ func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held
 	h.token.Expiry = at.add(life).time()
 	h.token.ExpiresIn = int64(life / time.Second)
 	h.authorization = t.Type() + " " + t.AccessToken
-	h.token.AccessToken = h.authorization[len(h.authorization)-len(t.AccessToken):] // so that it is held once
+	h.token.AccessToken = h.authorization[len(h.authorization)-len(t.AccessToken):] // so that it is held once,
+	e.redact.Add(h.token.AccessToken)                                               // here too
 	h.refreshAt, h.expireAt = at.add(fresh), at.add(usable)
 	return h
 }

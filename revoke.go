@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"time"
 )
@@ -30,7 +31,7 @@ const (
 // Of the options, those count that say where and how to ask. WithTokenTypeHint
 // is only for Revoke. The others are checked and have no effect.
 func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option) error {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return err
 	}
@@ -38,7 +39,7 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 		return errors.New("moovauth: Revoke: the token is empty: give the access or refresh token to revoke")
 	}
 	c.redact.Add(token)
-	return (&endpoint{c}).revoke(ctx, token, c.hint, newBudget(c.timeout))
+	return (&endpoint{c.config}).revoke(ctx, token, c.hint, newBudget(c.timeout))
 }
 
 // revoke revokes token within b. With a limiter, a 429 sends it back to the end
@@ -52,6 +53,7 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 	line := func(ctx context.Context) error {
 		return b.stop(func() error { return e.wait(ctx, time.Until(end)) })
 	}
+	began := time.Now()
 	for {
 		err := line(ctx)
 		if err == nil {
@@ -62,6 +64,11 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 			})
 		}
 		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
+			if err != nil {
+				e.log(slog.LevelWarn, "moovauth: token not revoked", "token_type_hint", hint, "error", err, "duration", time.Since(began))
+			} else {
+				e.log(slog.LevelDebug, "moovauth: token revoked", "token_type_hint", hint, "duration", time.Since(began))
+			}
 			return err
 		}
 		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
@@ -136,6 +143,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		err := e.revoke(ctx, f.token, f.hint, b.part(shares-i))
 		if err == nil {
 			s.memory.revoked(f.token)
+			s.memory.counts.revoked.Add(1)
 			continue
 		}
 		errs = append(errs, err) // f stays known, here and in the cache, for the next Revoke

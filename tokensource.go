@@ -52,17 +52,17 @@ type TokenSource struct {
 	store    *store // nil: there is no cache
 
 	memory  *memory
-	flights singleflight.Group    // the flight that callers share
-	turn    *semaphore.Weighted   // held by a flight and by Revoke: who may talk to the server
-	running atomic.Pointer[grant] // the flight's, while it has the turn
-	waiting atomic.Int32          // callers that wait for a flight
+	flights atomic.Pointer[singleflight.Group] // the flight that callers share; nil: there is none
+	turn    *semaphore.Weighted                // held by a flight and by Revoke: who may talk to the server
+	running atomic.Pointer[grant]              // the flight's, while it has the turn
+	waiting atomic.Int32                       // callers that wait for a flight
 }
 
 // NewTokenSource makes a source for the API key's tokens. It makes no request:
 // the first Token does. It checks its arguments, and its error names the one
 // to change. Needed are [WithScopes], or a refresh token given with [WithToken].
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -73,9 +73,8 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &TokenSource{endpoint: &endpoint{c}, store: st, memory: newMemory(), turn: semaphore.NewWeighted(1)}
+	s := &TokenSource{endpoint: &endpoint{c.config}, store: st, memory: new(memory), turn: semaphore.NewWeighted(1)}
 	if t := c.token; t != nil {
-		c.token = nil // it is held from now on
 		now := c.clock()
 		life := assumedLifetime
 		if !t.Expiry.IsZero() {
@@ -142,21 +141,29 @@ var errZero = errors.New("moovauth: this TokenSource is a zero value: make one w
 
 // wait joins the shared flight, or starts it.
 func (s *TokenSource) wait(ctx context.Context) (*held, error) {
+	began, joined := time.Now(), false
 	s.waiting.Add(1)
-	defer s.waiting.Add(-1)
+	defer func() {
+		s.waiting.Add(-1)
+		if joined {
+			s.memory.counts.waited.Add(1)
+			s.memory.counts.waits.Add(uint64(time.Since(began)))
+		}
+	}()
 	if timeout := s.endpoint.timeout; s.endpoint.limiter == nil { // else time in line does not count
 		// The flights that it joins may begin later than it, or wait for a Revoke.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout+grace, fmt.Errorf("not done within %v (see WithTimeout)", timeout))
 		defer cancel()
 	}
-	for began := time.Now(); ; {
+	for {
 		if ctx.Err() != nil {
 			return nil, gaveUp(ctx)
 		}
 		if c := s.memory.load().blocked(s.endpoint.clock()); c != nil {
 			return nil, c.failure()
 		}
+		joined = true
 		// A caller that joined a background refresh in vain has less time left.
 		within := s.endpoint.timeout
 		if s.endpoint.limiter == nil { // else time in line does not count
@@ -186,9 +193,9 @@ const grace = 300 * time.Millisecond
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
-		return fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause)
+		return failure("", fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause))
 	}
-	return fmt.Errorf("moovauth: gave up waiting for a token: %w", ctx.Err())
+	return failure("moovauth: gave up waiting for a token", ctx.Err())
 }
 
 // landing is how a flight ended.
@@ -200,8 +207,18 @@ type landing struct {
 
 // fly starts the shared flight with g as its grant, or joins the one under way.
 func (s *TokenSource) fly(g *grant) <-chan singleflight.Result {
-	return s.flights.DoChan("", func() (any, error) {
+	flight := s.flights.Load()
+	if flight == nil {
+		s.flights.CompareAndSwap(nil, new(singleflight.Group))
+		if flight = s.flights.Load(); flight == nil { // another flight has come and gone
+			flight = new(singleflight.Group)
+		}
+	}
+	return flight.DoChan("", func() (any, error) {
 		h, err := s.obtain(g)
+		// The group has a map, which an idle source need not hold. A caller that
+		// still joins finds no flight there and starts one: that has to wait its turn.
+		s.flights.CompareAndSwap(flight, nil)
 		return landing{h, err, err != nil && (g.background || errors.Is(err, errRevoked))}, nil
 	})
 }
@@ -227,18 +244,19 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 	g.waiting, g.cancel = &s.waiting, cancel
 	s.running.Store(g)
 	defer s.running.Store(nil)
+	began := time.Now()
 	h, err := g.run(ctx)
 	if err != nil && context.Cause(ctx) == errRevoked { // whatever else went wrong at that moment
 		err = errRevoked
 	}
 	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
-		s.coolDown(err, g.background)
+		s.coolDown(err, g.background, time.Since(began))
 	}
 	return h, err
 }
 
 // coolDown leaves the server alone for a while after a failed flight.
-func (s *TokenSource) coolDown(err error, background bool) {
+func (s *TokenSource) coolDown(err error, background bool, took time.Duration) {
 	e := s.endpoint
 	var wait, good time.Duration
 	c := s.memory.fail(err, background, e.clock(), func(failures int, left time.Duration) time.Duration {
@@ -250,7 +268,7 @@ func (s *TokenSource) coolDown(err error, background bool) {
 		return wait
 	})
 	e.log(slog.LevelWarn, "moovauth: no token obtained",
-		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good)...)
+		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good, "duration", took)...)
 }
 
 // failure is what a caller gets while c lasts.
@@ -264,8 +282,8 @@ func (c *coolOff) failure() error { return &CoolDownError{Until: c.until.time(),
 // everything does not cause a flood of token requests; callers get a
 // [*CoolDownError] meanwhile. It is back at 1 s once a token has lasted.
 func (s *TokenSource) Invalidate(accessToken string) {
-	if s.endpoint != nil {
-		s.memory.invalidate(accessToken, s.endpoint.clock())
+	if s.endpoint != nil && s.memory.invalidate(accessToken, s.endpoint.clock()) {
+		s.memory.counts.invalidated.Add(1)
 	}
 }
 
