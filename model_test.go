@@ -633,8 +633,12 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 		<-r.Context().Done()
 		time.Sleep(p.duration(3 * time.Second))
 		return resp, false, err
-	case 8: // a RoundTripper that is broken
-		if serve(); p.n(2) == 0 {
+	case 8: // a RoundTripper that is broken: this fails the grant
+		serve()
+		p.mu.Lock()
+		p.failed = p.clock
+		p.mu.Unlock()
+		if p.n(2) == 0 {
 			runtime.Goexit()
 		}
 		panic("broken")
