@@ -129,7 +129,7 @@ func (e *endpoint) attempt(ctx context.Context, r *request) (*reply, error) {
 	most := share(r.budget.timeout, left)
 	cause := fmt.Errorf("no answer within %v: %w", most, context.DeadlineExceeded)
 	if most == left {
-		cause = fmt.Errorf("not done within %v (see WithTimeout): %w", r.budget.timeout, context.DeadlineExceeded)
+		cause = notWithin(r.budget.timeout)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, most, cause)
 	defer cancel()
@@ -139,6 +139,10 @@ func (e *endpoint) attempt(ctx context.Context, r *request) (*reply, error) {
 		return nil, failure("", err)
 	}
 	return rep, nil
+}
+
+func notWithin(timeout time.Duration) error {
+	return fmt.Errorf("not done within %v (see WithTimeout): %w", timeout, context.DeadlineExceeded)
 }
 
 func (e *endpoint) once(ctx context.Context, r *request) (*reply, error) {

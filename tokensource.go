@@ -150,11 +150,13 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 			s.memory.counts.waits.Add(uint64(time.Since(began)))
 		}
 	}()
-	if timeout := s.endpoint.timeout; s.endpoint.limiter == nil { // else time in line does not count
+	timeout := s.endpoint.timeout
+	var late <-chan time.Time
+	if s.endpoint.limiter == nil { // else time in line does not count
 		// The flights that it joins may begin later than it, or wait for a Revoke.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout+grace, fmt.Errorf("not done within %v (see WithTimeout)", timeout))
-		defer cancel()
+		timer := time.NewTimer(timeout + grace)
+		defer timer.Stop()
+		late = timer.C
 	}
 	for {
 		if ctx.Err() != nil {
@@ -165,9 +167,9 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 		}
 		joined = true
 		// A caller that joined a background refresh in vain has less time left.
-		within := s.endpoint.timeout
-		if s.endpoint.limiter == nil { // else time in line does not count
-			within = max(within-time.Since(began), within/10)
+		within := timeout
+		if late != nil {
+			within = max(timeout-time.Since(began), timeout/10)
 		}
 		select {
 		case r := <-s.fly(&grant{within: within}):
@@ -183,6 +185,8 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 			}
 		case <-ctx.Done():
 			return nil, gaveUp(ctx)
+		case <-late:
+			return nil, failure("moovauth: gave up waiting for a token", notWithin(timeout))
 		}
 	}
 }
