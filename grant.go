@@ -286,7 +286,7 @@ func (g *grant) report(grantType string, r *reply, h *held, took time.Duration) 
 	}
 	missing := g.missingScopes(h)
 	if grantType == grantClientCredentials {
-		g.memory.setNarrow(len(missing) > 0)
+		g.memory.narrow.Store(len(missing) > 0)
 		if g.memory.first(aboutScopes, strings.Join(missing, " ")) {
 			log(slog.LevelWarn, "moovauth: the server did not grant all scopes", "missing", missing)
 		}
@@ -310,7 +310,9 @@ func (g *grant) missingScopes(h *held) []string {
 }
 
 // lacksScope reports whether client credentials may bring a scope that h lacks.
-func (g *grant) lacksScope(h *held) bool { return len(g.missingScopes(h)) > 0 && !g.memory.isNarrow() }
+func (g *grant) lacksScope(h *held) bool {
+	return len(g.missingScopes(h)) > 0 && !g.memory.narrow.Load()
+}
 
 // newHeld is t, which lives for life from at on, with its phases.
 func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held {
@@ -328,51 +330,17 @@ func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held
 	return h
 }
 
-// line waits in line for the limiter. A grant with a good token in hand waits no
-// longer than that is good. Time in line does not count towards WithTimeout.
-func (g *grant) line(ctx context.Context) error {
-	if g.limiter == nil {
-		return nil
-	}
-	most := time.Until(g.end)
-	if good := g.memory.load().good(g.clock()); good > 0 {
-		most = min(most, good)
-	}
-	return g.budget.stop(func() error {
-		return g.inLine(ctx, func(ctx context.Context) error { return g.wait(ctx, most) })
+// coolDown leaves the server alone for a while after this grant has failed.
+func (g *grant) coolDown(err error, took time.Duration) {
+	var wait, good time.Duration
+	c := g.memory.fail(err, g.background, g.clock(), func(failures int, left time.Duration) time.Duration {
+		good = left
+		if failures > 1 || !errors.As(err, new(*guard.PanicError)) { // else the server has not failed
+			wait = coolDown(failures, left, g.random())
+		}
+		wait = max(wait, spread(asked(err), g.random()))
+		return wait
 	})
-}
-
-// inLine calls wait with a context that ends if a Revoke comes.
-func (g *grant) inLine(ctx context.Context, wait func(context.Context) error) error {
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
-	g.mu.Lock()
-	given := g.given
-	g.leave = leave
-	g.mu.Unlock()
-	if given {
-		return errRevoked
-	}
-	err := wait(ctx)
-	g.mu.Lock()
-	g.leave = nil
-	g.mu.Unlock()
-	return err
-}
-
-// giveWay ends the wait in line for a Revoke, now and from now on.
-func (g *grant) giveWay() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.given = true
-	if g.leave != nil {
-		g.leave(errRevoked)
-	}
-}
-
-func (g *grant) gaveWay() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.given
+	g.log(slog.LevelWarn, "moovauth: no token obtained",
+		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good, "duration", took)...)
 }

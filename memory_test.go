@@ -297,11 +297,11 @@ func TestMarkIsOfOneRefreshToken(t *testing.T) {
 func TestNarrow(t *testing.T) {
 	t.Parallel()
 	m := new(memory)
-	assert.False(t, m.isNarrow())
-	m.setNarrow(true)
-	assert.True(t, m.isNarrow())
-	m.setNarrow(false)
-	assert.False(t, m.isNarrow())
+	assert.False(t, m.narrow.Load())
+	m.narrow.Store(true)
+	assert.True(t, m.narrow.Load())
+	m.narrow.Store(false)
+	assert.False(t, m.narrow.Load())
 }
 
 func TestLateTokensAreRememberedForRevokeAlone(t *testing.T) {
@@ -671,10 +671,10 @@ var writers = map[string]func(m *memory){
 	"invalidate":   func(m *memory) { m.invalidate("access", instant{}) },
 	"take":         func(m *memory) { m.take(nil, instant{}) },
 	"revoked":      func(m *memory) { m.revoked("another") },
-	"setNarrow":    func(m *memory) { m.setNarrow(true) },
+	"setNarrow":    func(m *memory) { m.narrow.Store(true) },
 	"first":        func(m *memory) { m.first(aboutScopes, "a") },
 	"gone":         func(m *memory) { m.gone("access") }, // it reads what is not in the snapshot
-	"isNarrow":     func(m *memory) { m.isNarrow() },
+	"isNarrow":     func(m *memory) { m.narrow.Load() },
 }
 
 func TestMemoryIsOnlyWrittenUnderItsLock(t *testing.T) {

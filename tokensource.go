@@ -25,16 +25,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net/http"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
-
-	"github.com/moovauth/moovauth/internal/guard"
 )
 
 // TokenSource is an [oauth2.TokenSource] that always has a good token, or an
@@ -254,25 +250,9 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 		err = errRevoked
 	}
 	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
-		s.coolDown(err, g.background, time.Since(began))
+		g.coolDown(err, time.Since(began))
 	}
 	return h, err
-}
-
-// coolDown leaves the server alone for a while after a failed flight.
-func (s *TokenSource) coolDown(err error, background bool, took time.Duration) {
-	e := s.endpoint
-	var wait, good time.Duration
-	c := s.memory.fail(err, background, e.clock(), func(failures int, left time.Duration) time.Duration {
-		good = left
-		if failures > 1 || !errors.As(err, new(*guard.PanicError)) { // else the server has not failed
-			wait = coolDown(failures, left, e.random())
-		}
-		wait = max(wait, spread(asked(err), e.random()))
-		return wait
-	})
-	e.log(slog.LevelWarn, "moovauth: no token obtained",
-		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good, "duration", took)...)
 }
 
 // failure is what a caller gets while c lasts.
@@ -289,16 +269,4 @@ func (s *TokenSource) Invalidate(accessToken string) {
 	if s.endpoint != nil && s.memory.invalidate(accessToken, s.endpoint.clock()) {
 		s.memory.counts.invalidated.Add(1)
 	}
-}
-
-// Client returns a client that authorises its requests to the base URL's host
-// with s, through a [Transport] on the transport of the client given with
-// [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
-func (s *TokenSource) Client() *http.Client {
-	var c http.Client
-	if s.endpoint != nil { // else its requests fail, and say why
-		c = *s.endpoint.client
-	}
-	c.Transport = &Transport{Base: c.Transport, Source: s}
-	return &c
 }

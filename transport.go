@@ -55,6 +55,18 @@ type Transport struct {
 	closingIdle atomic.Bool // CloseIdleConnections is under way
 }
 
+// Client returns a client that authorises its requests to the base URL's host
+// with s, through a [Transport] on the transport of the client given with
+// [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
+func (s *TokenSource) Client() *http.Client {
+	var c http.Client
+	if s.endpoint != nil { // else its requests fail, and say why
+		c = *s.endpoint.client
+	}
+	c.Transport = &Transport{Base: c.Transport, Source: s}
+	return &c
+}
+
 // RoundTrip implements [http.RoundTripper].
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	reqBodyClosed := false
