@@ -294,16 +294,6 @@ func TestMarkIsOfOneRefreshToken(t *testing.T) {
 	new(memory).mark("refresh", true)
 }
 
-func TestNarrow(t *testing.T) {
-	t.Parallel()
-	m := new(memory)
-	assert.False(t, m.narrow.Load())
-	m.narrow.Store(true)
-	assert.True(t, m.narrow.Load())
-	m.narrow.Store(false)
-	assert.False(t, m.narrow.Load())
-}
-
 func TestLateTokensAreRememberedForRevokeAlone(t *testing.T) {
 	t.Parallel()
 	m := memoryWith()
@@ -671,10 +661,8 @@ var writers = map[string]func(m *memory){
 	"invalidate":   func(m *memory) { m.invalidate("access", instant{}) },
 	"take":         func(m *memory) { m.take(nil, instant{}) },
 	"revoked":      func(m *memory) { m.revoked("another") },
-	"setNarrow":    func(m *memory) { m.narrow.Store(true) },
 	"first":        func(m *memory) { m.first(aboutScopes, "a") },
 	"gone":         func(m *memory) { m.gone("access") }, // it reads what is not in the snapshot
-	"isNarrow":     func(m *memory) { m.narrow.Load() },
 }
 
 func TestMemoryIsOnlyWrittenUnderItsLock(t *testing.T) {
