@@ -46,9 +46,9 @@ import (
 // makes n runs, from that seed on.
 func TestModel(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else the race detector itself crashes now and then: see golang/go#78156
-	seed, runs := uint64(1), uint64(2_000)
+	seed, runs := uint64(1), uint64(1_000)
 	if testing.Short() {
-		runs = 200
+		runs = 100
 	}
 	setting := func(name string, value *uint64) (set bool) {
 		text, set := os.LookupEnv(name)
@@ -112,13 +112,13 @@ func newWorld(t *testing.T, seed uint64, counts map[string]int) *world {
 		t: t, over: make(chan struct{}), random: rand.New(rand.NewPCG(seed, 0)), counts: counts,
 		sent: make(map[string]*sending), killed: make(map[string]bool), expiries: make(map[string]time.Time),
 	}
-	w.lifetime = pick(w.random, 10*time.Second, time.Minute, 15*time.Minute)
-	w.timeout = pick(w.random, 12*time.Second, 30*time.Second)
-	w.faults = pick(w.random, 0, 10, 30, 60)
+	w.lifetime = pick(w.random.IntN, 10*time.Second, time.Minute, 15*time.Minute)
+	w.timeout = pick(w.random.IntN, 12*time.Second, 30*time.Second)
+	w.faults = pick(w.random.IntN, 0, 10, 30, 60)
 	w.cacheIs = traits{
 		there:      w.random.IntN(5) > 0,
 		locks:      w.random.IntN(3) > 0,
-		flaky:      pick(w.random, 0, 0, 5, 20),
+		flaky:      pick(w.random.IntN, 0, 0, 5, 20),
 		late:       w.random.IntN(4) == 0,
 		readOnly:   w.random.IntN(8) == 0,
 		keepsAll:   w.random.IntN(5) == 0,
@@ -126,13 +126,13 @@ func newWorld(t *testing.T, seed uint64, counts map[string]int) *world {
 	}
 	w.shared.freed = make(chan struct{})
 	w.server = inMemory(t, moovtest.WithReuseDetection(), moovtest.WithLifetime(w.lifetime))
-	for range pick(w.random, 1, 1, 2, 3) {
+	for range pick(w.random.IntN, 1, 1, 2, 3) {
 		w.start()
 	}
 	return w
 }
 
-func pick[T any](random *rand.Rand, from ...T) T { return from[random.IntN(len(from))] }
+func pick[T any](random func(n int) int, from ...T) T { return from[random(len(from))] }
 
 // note tells the story, and is the only clock that tells apart what happens in
 // one instant. w.mu is held.
@@ -180,7 +180,10 @@ func (w *world) run() {
 	time.Sleep(10 * time.Minute) // cool-downs and late replies end
 	w.checkLiving()
 	for _, p := range w.processes {
-		if p.dead || w.t.Failed() {
+		w.mu.Lock()
+		dead := p.dead
+		w.mu.Unlock()
+		if dead || w.t.Failed() {
 			continue
 		}
 		p.token(time.Minute)
@@ -192,8 +195,8 @@ func (w *world) run() {
 
 // act is one step of one process.
 func (w *world) act() {
-	p := pick(w.random, w.processes...)
-	limit := pick(w.random, 0, 0, time.Millisecond, time.Second, 6*time.Second, time.Minute)
+	p := pick(w.random.IntN, w.processes...)
+	limit := pick(w.random.IntN, 0, 0, time.Millisecond, time.Second, 6*time.Second, time.Minute)
 	switch w.random.IntN(16) {
 	default:
 		for range 1 + w.random.IntN(3) {
@@ -215,7 +218,7 @@ func (w *world) act() {
 	case 7: // the program's operator revokes a token in the dashboard
 		if living := slices.Concat(w.server.AccessTokens(), w.server.RefreshTokens()); len(living) > 0 && w.random.IntN(4) == 0 {
 			w.mu.Lock()
-			w.kill(pick(w.random, living...))
+			w.kill(pick(w.random.IntN, living...))
 			w.mu.Unlock()
 		}
 	}
@@ -465,12 +468,12 @@ func (p *process) step() {
 		p.dead = true
 		p.shared.free(p)
 	}
-	dead := p.dead
+	dead, manner := p.dead, p.manner
 	p.mu.Unlock()
 	switch {
-	case dying && p.manner == 0:
+	case dying && manner == 0:
 		panic("dies")
-	case dying && p.manner == 1:
+	case dying && manner == 1:
 		runtime.Goexit()
 	case dead:
 		<-p.over
@@ -536,11 +539,12 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.mu.Unlock()
 
 	var resp *http.Response
+	var unused bool
 	defer func() { // also if it panics
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx == r.Context() })
-		s.back = true
+		s.back, s.unused = true, unused
 		if p.dead {
 			return
 		}
@@ -550,7 +554,7 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 			p.failed = p.clock
 		}
 	}()
-	resp, s.unused, err = p.answer(r, refresh)
+	resp, unused, err = p.answer(r, refresh)
 	p.step()
 	return resp, err
 }
@@ -593,7 +597,7 @@ func (p *process) take(resp *http.Response) {
 func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, unused bool, err error) {
 	serve := func() (*http.Response, error) { return p.server.Transport().RoundTrip(r) }
 	if !p.isCalm() {
-		if err := sleep(r.Context(), p.duration(pick(p.random, 0, time.Millisecond, time.Second))); err != nil {
+		if err := sleep(r.Context(), p.duration(pick(p.n, 0, time.Millisecond, time.Second))); err != nil {
 			return nil, false, err
 		}
 	}
@@ -627,7 +631,7 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 		return html(http.StatusOK), false, nil
 	case 6: // a gateway gives up waiting
 		serve()
-		return html(pick(p.random, http.StatusBadGateway, http.StatusGatewayTimeout, http.StatusRequestTimeout)), false, nil
+		return html(pick(p.n, http.StatusBadGateway, http.StatusGatewayTimeout, http.StatusRequestTimeout)), false, nil
 	case 7: // a RoundTripper that is deaf to its context
 		resp, err := serve()
 		<-r.Context().Done()
@@ -653,13 +657,13 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 		}
 		return resp, false, err
 	case 10, 11: // a firewall
-		return html(pick(p.random, 400, 401, 403, 404, 422)), false, nil
+		return html(pick(p.n, 400, 401, 403, 404, 422)), false, nil
 	case 12:
-		return html(pick(p.random, http.StatusInternalServerError, http.StatusServiceUnavailable)), true, nil
+		return html(pick(p.n, http.StatusInternalServerError, http.StatusServiceUnavailable)), true, nil
 	default:
 		resp := html(http.StatusTooManyRequests)
 		if n := p.n(3); n > 0 {
-			resp.Header.Set("Retry-After", strconv.Itoa(pick(p.random, 1, 5, 60)))
+			resp.Header.Set("Retry-After", strconv.Itoa(pick(p.n, 1, 5, 60)))
 		}
 		return resp, true, nil
 	}
@@ -676,7 +680,7 @@ func (p *process) revocation(r *http.Request, token string) (*http.Response, err
 			<-r.Context().Done()
 			return nil, context.Cause(r.Context())
 		case 2:
-			return answer(r, pick(p.random, 400, 403, 429, 500, 503), http.NoBody), nil
+			return answer(r, pick(p.n, 400, 403, 429, 500, 503), http.NoBody), nil
 		}
 	}
 	p.mu.Lock()
