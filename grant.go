@@ -45,6 +45,7 @@ type grant struct {
 	within     time.Duration // WithTimeout, or what is left of it
 	budget     *budget
 	end        time.Time // of its time in line
+	cached     string    // the access token that the cache had
 
 	mu      sync.Mutex
 	given   bool                    // up, for a Revoke
@@ -129,6 +130,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if e == nil {
 		return nil, nil
 	}
+	g.cached = e.AccessToken
 	now := g.clock()
 	life := time.Duration(e.ExpiresIn) * time.Second
 	left := min(e.Expiry.Sub(now.time()), life)
@@ -140,6 +142,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if !g.memory.adopt(h, e.Spent, now) {
 		return nil, e
 	}
+	g.memory.counts.adopted.Add(1)
 	g.log(slog.LevelDebug, "moovauth: token adopted from the cache", "expiry", h.token.Expiry)
 	return h, e
 }
@@ -209,13 +212,20 @@ func (g *grant) goOn(ctx context.Context, refresh string, cached *entry, err err
 // none.
 func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refresh string) (*held, error) {
 	form.Set("grant_type", grantType)
+	began := time.Now()
 	r, err := g.do(ctx, &request{
 		op: opToken, grantType: grantType, form: form, budget: g.budget, line: g.line,
 		good:   func() time.Duration { return g.memory.load().good(g.clock()) },
 		repeat: func(err error) bool { return refresh == "" || len(g.scopes) == 0 || reusable(err) },
 		late:   g.tooLate,
 	})
+	n := &g.memory.counts
+	succeeded, failed := &n.grants, &n.failed
+	if grantType == grantRefreshToken {
+		succeeded, failed = &n.refreshes, &n.failedOnes
+	}
 	if err != nil {
+		failed.Add(1)
 		g.mu.Lock()
 		g.unknown = g.unknown || context.Cause(ctx) == errRevoked && !errors.As(err, new(*unsent))
 		g.mu.Unlock()
@@ -226,9 +236,10 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		return nil, errRevoked
 	}
 	now := g.clock()
-	if s := g.memory.load(); r.assumed && s.held != nil && s.held.token.AccessToken == r.token.AccessToken {
+	inHand := g.memory.load().held
+	if r.assumed && (r.token.AccessToken == g.cached || inHand != nil && r.token.AccessToken == inHand.token.AccessToken) {
 		g.tooLate(r)
-		return nil, g.useless(grantType, r, "the server handed out the token in hand once more, and does not say how long it lives")
+		return nil, g.useless(grantType, r, "the server handed out the same token once more, and does not say how long it lives")
 	}
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
@@ -241,7 +252,8 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		g.tooLate(r)
 		return nil, g.useless(grantType, r, "the server handed out a token that was invalidated or revoked")
 	}
-	broken := g.report(grantType, r, h)
+	succeeded.Add(1)
+	broken := g.report(grantType, r, h, time.Since(began))
 	g.cache.put(ctx, &entry{Token: h.token, Members: r.members, Spent: refresh, Assumed: r.warning != ""})
 	if broken != nil {
 		return nil, failure("", broken)
@@ -263,7 +275,7 @@ func (g *grant) tooLate(r *reply) {
 }
 
 // report logs what a grant brought, and what is odd about it: once.
-func (g *grant) report(grantType string, r *reply, h *held) error {
+func (g *grant) report(grantType string, r *reply, h *held, took time.Duration) error {
 	var errs []error
 	log := func(level slog.Level, msg string, attrs ...any) {
 		errs = append(errs, g.log(level, msg, append([]any{"grant_type", grantType, "request_id", r.requestID}, attrs...)...))
@@ -278,7 +290,7 @@ func (g *grant) report(grantType string, r *reply, h *held) error {
 	if g.memory.first(aboutLifetime, r.warning) {
 		log(slog.LevelWarn, "moovauth: "+r.warning)
 	}
-	log(slog.LevelDebug, "moovauth: token obtained", "expiry", h.token.Expiry)
+	log(slog.LevelDebug, "moovauth: token obtained", "expiry", h.token.Expiry, "duration", took)
 	return errors.Join(errs...)
 }
 

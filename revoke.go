@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"time"
 )
@@ -51,6 +52,7 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 	line := func(ctx context.Context) error {
 		return b.stop(func() error { return e.wait(ctx, time.Until(end)) })
 	}
+	began := time.Now()
 	for {
 		err := line(ctx)
 		if err == nil {
@@ -61,6 +63,11 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 			})
 		}
 		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
+			if err != nil {
+				e.log(slog.LevelWarn, "moovauth: token not revoked", "token_type_hint", hint, "error", err, "duration", time.Since(began))
+			} else {
+				e.log(slog.LevelDebug, "moovauth: token revoked", "token_type_hint", hint, "duration", time.Since(began))
+			}
 			return err
 		}
 		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
@@ -127,6 +134,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		err := e.revoke(ctx, f.token, f.hint, b.part(len(taken)-i))
 		if err == nil {
 			s.memory.revoked(f.token)
+			s.memory.counts.revoked.Add(1)
 			continue
 		}
 		errs = append(errs, err) // f stays known, here and in the cache, for the next Revoke

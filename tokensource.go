@@ -141,15 +141,23 @@ var errZero = errors.New("moovauth: this TokenSource is a zero value: make one w
 
 // wait joins the shared flight, or starts it.
 func (s *TokenSource) wait(ctx context.Context) (*held, error) {
+	began, joined := time.Now(), false
 	s.waiting.Add(1)
-	defer s.waiting.Add(-1)
-	for began := time.Now(); ; {
+	defer func() {
+		s.waiting.Add(-1)
+		if joined {
+			s.memory.counts.waited.Add(1)
+			s.memory.counts.waits.Add(uint64(time.Since(began)))
+		}
+	}()
+	for {
 		if ctx.Err() != nil {
 			return nil, gaveUp(ctx)
 		}
 		if c := s.memory.load().blocked(s.endpoint.clock()); c != nil {
 			return nil, c.failure()
 		}
+		joined = true
 		// A caller that joined a background refresh in vain has less time left.
 		within := s.endpoint.timeout
 		if s.endpoint.limiter == nil { // else time in line does not count
@@ -226,15 +234,16 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 	g.waiting, g.cancel = &s.waiting, cancel
 	s.running.Store(g)
 	defer s.running.Store(nil)
+	began := time.Now()
 	h, err := g.run(ctx)
 	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
-		s.coolDown(err, g.background)
+		s.coolDown(err, g.background, time.Since(began))
 	}
 	return h, err
 }
 
 // coolDown leaves the server alone for a while after a failed flight.
-func (s *TokenSource) coolDown(err error, background bool) {
+func (s *TokenSource) coolDown(err error, background bool, took time.Duration) {
 	e := s.endpoint
 	var wait, good time.Duration
 	c := s.memory.fail(err, background, e.clock(), func(failures int, left time.Duration) time.Duration {
@@ -246,7 +255,7 @@ func (s *TokenSource) coolDown(err error, background bool) {
 		return wait
 	})
 	e.log(slog.LevelWarn, "moovauth: no token obtained",
-		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good)...)
+		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good, "duration", took)...)
 }
 
 // failure is what a caller gets while c lasts.
@@ -260,8 +269,8 @@ func (c *coolOff) failure() error { return &CoolDownError{Until: c.until.time(),
 // everything does not cause a flood of token requests; callers get a
 // [*CoolDownError] meanwhile. It is back at 1 s once a token has lasted.
 func (s *TokenSource) Invalidate(accessToken string) {
-	if s.endpoint != nil {
-		s.memory.invalidate(accessToken, s.endpoint.clock())
+	if s.endpoint != nil && s.memory.invalidate(accessToken, s.endpoint.clock()) {
+		s.memory.counts.invalidated.Add(1)
 	}
 }
 
