@@ -1168,6 +1168,7 @@ func TestTimeoutAndTemporaryOfASourcesError(t *testing.T) {
 		{"plain", plain, false, false},
 		{"a deadline", fmt.Errorf("no token: %w", context.DeadlineExceeded), true, true},
 		{"a deadline beside something else", fmt.Errorf("%w: %w", timeouter{plain, false, true}, context.DeadlineExceeded), true, true},
+		{"one that had something to mask", setOf("s3cr3t-key").Error("asking", fmt.Errorf("s3cr3t-key: %w", context.DeadlineExceeded)), true, false},
 		{"one that is hidden but for errors.Is", hidden{plain, context.DeadlineExceeded}, true, false},
 		{"a file's", os.ErrDeadlineExceeded, true, true},
 		{"within url.Error, deeper than it looks", &url.Error{Op: "Post", URL: "x", Err: fmt.Errorf("x: %w", context.DeadlineExceeded)}, true, false},
