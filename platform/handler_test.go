@@ -177,6 +177,16 @@ func TestHandlerAnswers(t *testing.T) {
 	}
 }
 
+// A page must not take its token for alive when it is dead.
+func TestExpiresInIsRoundedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithExpiresInSeconds(), moovtest.WithLatency(300*time.Millisecond))
+		defer server.Close()
+		b := newBrowser(t, server)
+		assert.Contains(t, read(t, b.answer(post("42"))), `"expires_in":899,`)
+	})
+}
+
 func TestPreflight(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
