@@ -247,6 +247,7 @@ func TestMoovRefusesTheHandler(t *testing.T) {
 				requests := server.TokenRequests()
 				if test.answer.Handler == nil && test.answer.Latency == 0 {
 					assert.Contains(t, b.log.String(), requests[len(requests)-1].RequestID)
+					assert.Contains(t, records.String(), requests[len(requests)-1].RequestID, "the sources' logger has it, too")
 				}
 				assert.Equal(t, 1, strings.Count(b.log.String(), "\n"), b.log.String())
 				for _, text := range []string{body, b.log.String(), records.String(), fmt.Sprint(resp.Header)} {
