@@ -275,7 +275,7 @@ func (m *mint) RoundTrip(req *http.Request) (*http.Response, error) {
 		Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
 }
 
-const accessLength, refreshLength = 250, 26 // moovtest's
+const accessLength, refreshLength = 900, 100
 
 // used is the memory in use: the heap, and stacks.
 func used() int64 {
