@@ -177,6 +177,16 @@ func TestHandlerAnswers(t *testing.T) {
 	}
 }
 
+// A page must not take its token for alive when it is dead.
+func TestExpiresInIsRoundedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithExpiresInSeconds(), moovtest.WithLatency(300*time.Millisecond))
+		defer server.Close()
+		b := newBrowser(t, server)
+		assert.Contains(t, read(t, b.answer(post("42"))), `"expires_in":899,`)
+	})
+}
+
 func TestPreflight(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -237,6 +247,7 @@ func TestMoovRefusesTheHandler(t *testing.T) {
 				requests := server.TokenRequests()
 				if test.answer.Handler == nil && test.answer.Latency == 0 {
 					assert.Contains(t, b.log.String(), requests[len(requests)-1].RequestID)
+					assert.Contains(t, records.String(), requests[len(requests)-1].RequestID, "the sources' logger has it, too")
 				}
 				assert.Equal(t, 1, strings.Count(b.log.String(), "\n"), b.log.String())
 				for _, text := range []string{body, b.log.String(), records.String(), fmt.Sprint(resp.Header)} {

@@ -100,6 +100,8 @@ func TestFirstComeFirstServed(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
 		require.Len(t, order, 50)
 		assert.IsIncreasing(t, order)
 	})
