@@ -51,6 +51,7 @@ type TokenSource struct {
 	flights atomic.Pointer[singleflight.Group] // the flight that callers share; nil: there is none
 	turn    *semaphore.Weighted                // held by a flight and by Revoke: who may talk to the server
 	running atomic.Pointer[grant]              // the flight's, while it has the turn
+	revokes atomic.Int32                       // calls of Revoke that wait for the turn
 	waiting atomic.Int32                       // callers that wait for a flight
 }
 
@@ -244,6 +245,9 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 	g.waiting, g.cancel = &s.waiting, cancel
 	s.running.Store(g)
 	defer s.running.Store(nil)
+	if s.revokes.Load() > 0 { // one that came before there was a grant to give way
+		g.giveWay()
+	}
 	began := time.Now()
 	h, err := g.run(ctx)
 	if err != nil && context.Cause(ctx) == errRevoked { // whatever else went wrong at that moment
