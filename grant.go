@@ -45,6 +45,7 @@ type grant struct {
 	within     time.Duration // WithTimeout, or what is left of it
 	budget     *budget
 	end        time.Time // of its time in line
+	cached     string    // the access token that the cache had
 
 	mu      sync.Mutex
 	given   bool                    // up, for a Revoke
@@ -129,6 +130,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if e == nil {
 		return nil, nil
 	}
+	g.cached = e.AccessToken
 	now := g.clock()
 	life := time.Duration(e.ExpiresIn) * time.Second
 	left := min(e.Expiry.Sub(now.time()), life)
@@ -234,9 +236,10 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		return nil, errRevoked
 	}
 	now := g.clock()
-	if s := g.memory.load(); r.assumed && s.held != nil && s.held.token.AccessToken == r.token.AccessToken {
+	inHand := g.memory.load().held
+	if r.assumed && (r.token.AccessToken == g.cached || inHand != nil && r.token.AccessToken == inHand.token.AccessToken) {
 		g.tooLate(r)
-		return nil, g.useless(grantType, r, "the server handed out the token in hand once more, and does not say how long it lives")
+		return nil, g.useless(grantType, r, "the server handed out the same token once more, and does not say how long it lives")
 	}
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
@@ -283,7 +286,7 @@ func (g *grant) report(grantType string, r *reply, h *held, took time.Duration) 
 	}
 	missing := g.missingScopes(h)
 	if grantType == grantClientCredentials {
-		g.memory.setNarrow(len(missing) > 0)
+		g.memory.narrow.Store(len(missing) > 0)
 		if g.memory.first(aboutScopes, strings.Join(missing, " ")) {
 			log(slog.LevelWarn, "moovauth: the server did not grant all scopes", "missing", missing)
 		}
@@ -307,7 +310,9 @@ func (g *grant) missingScopes(h *held) []string {
 }
 
 // lacksScope reports whether client credentials may bring a scope that h lacks.
-func (g *grant) lacksScope(h *held) bool { return len(g.missingScopes(h)) > 0 && !g.memory.isNarrow() }
+func (g *grant) lacksScope(h *held) bool {
+	return len(g.missingScopes(h)) > 0 && !g.memory.narrow.Load()
+}
 
 // newHeld is t, which lives for life from at on, with its phases.
 func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held {
@@ -325,51 +330,17 @@ func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held
 	return h
 }
 
-// line waits in line for the limiter. A grant with a good token in hand waits no
-// longer than that is good. Time in line does not count towards WithTimeout.
-func (g *grant) line(ctx context.Context) error {
-	if g.limiter == nil {
-		return nil
-	}
-	most := time.Until(g.end)
-	if good := g.memory.load().good(g.clock()); good > 0 {
-		most = min(most, good)
-	}
-	return g.budget.stop(func() error {
-		return g.inLine(ctx, func(ctx context.Context) error { return g.wait(ctx, most) })
+// coolDown leaves the server alone for a while after this grant has failed.
+func (g *grant) coolDown(err error, took time.Duration) {
+	var wait, good time.Duration
+	c := g.memory.fail(err, g.background, g.clock(), func(failures int, left time.Duration) time.Duration {
+		good = left
+		if failures > 1 || !errors.As(err, new(*guard.PanicError)) { // else the server has not failed
+			wait = coolDown(failures, left, g.random())
+		}
+		wait = max(wait, spread(asked(err), g.random()))
+		return wait
 	})
-}
-
-// inLine calls wait with a context that ends if a Revoke comes.
-func (g *grant) inLine(ctx context.Context, wait func(context.Context) error) error {
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
-	g.mu.Lock()
-	given := g.given
-	g.leave = leave
-	g.mu.Unlock()
-	if given {
-		return errRevoked
-	}
-	err := wait(ctx)
-	g.mu.Lock()
-	g.leave = nil
-	g.mu.Unlock()
-	return err
-}
-
-// giveWay ends the wait in line for a Revoke, now and from now on.
-func (g *grant) giveWay() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.given = true
-	if g.leave != nil {
-		g.leave(errRevoked)
-	}
-}
-
-func (g *grant) gaveWay() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.given
+	g.log(slog.LevelWarn, "moovauth: no token obtained",
+		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good, "duration", took)...)
 }

@@ -29,6 +29,7 @@ type memory struct {
 	current atomic.Pointer[snapshot] // nil: nothing has happened yet
 	mu      sync.Mutex               // guards writing current, and what follows
 	behind  *past                    // nil: nothing to remember
+	narrow  atomic.Bool              // the last client-credentials grant lacked a scope, too
 	counts  counts
 }
 
@@ -37,7 +38,6 @@ type memory struct {
 type past struct {
 	former  []former  // no longer handed out, but maybe alive; oldest first
 	retired []uint64  // hashes of tokens that were invalidated or revoked, oldest first
-	narrow  bool      // the last client-credentials grant lacked a scope, too
 	said    [2]string // what was logged last: about the lifetime, about scopes
 }
 
@@ -221,7 +221,6 @@ func (m *memory) keep(refresh string, now instant) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if h := m.load().held; h == nil || h.token.RefreshToken != refresh {
-		m.forget(refresh)
 		m.remember(former{refresh, RefreshToken, never}, now)
 	}
 }
@@ -231,21 +230,6 @@ func (m *memory) gone(token string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.isRetired(token)
-}
-
-// setNarrow says whether client credentials lacked a scope, too.
-func (m *memory) setNarrow(narrow bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if narrow || m.behind != nil {
-		m.past().narrow = narrow
-	}
-}
-
-func (m *memory) isNarrow() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.behind != nil && m.behind.narrow
 }
 
 // mark says whether the refresh token in hand may be sent. It may not while it
@@ -362,11 +346,13 @@ func (m *memory) first(matter int, what string) bool {
 	return what != "" && what != before
 }
 
-// remember adds f to the former tokens, and forgets the oldest. mu is held.
+// remember adds f to the former tokens, and forgets the oldest. Each token has
+// one place. mu is held.
 func (m *memory) remember(f former, now instant) {
 	if f.token == "" {
 		return
 	}
+	m.forget(f.token)
 	m.past().former = slices.DeleteFunc(append(m.past().former, f), func(f former) bool { return !f.alive(now) })
 	m.past().former = slices.Delete(m.past().former, 0, max(0, len(m.past().former)-maxFormer))
 }

@@ -159,6 +159,8 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 // takeTurn waits for the grant in progress for half of the time, then cancels
 // it. unknown says that the grant may have brought a token that nobody knows.
 func (s *TokenSource) takeTurn(ctx context.Context, b *budget) (unknown bool, err error) {
+	s.revokes.Add(1)
+	defer s.revokes.Add(-1)
 	if g := s.running.Load(); g != nil {
 		g.giveWay()
 	}
