@@ -75,7 +75,7 @@ type Locker interface {
 //
 // It needs [WithScopes]. Default: no cache.
 func WithCache(c Cache) Option {
-	return option(c != nil && c != DirCache(""), func(cfg *config) { cfg.cache = c },
+	return option(c != nil && c != DirCache(""), func(s *setup) { s.cache = c },
 		"WithCache: there is no cache, or DirCache names no directory: leave the option out to do without")
 }
 
@@ -89,17 +89,23 @@ type entry struct {
 }
 
 // token is e's token with what Extra finds in it.
-func (e *entry) token() oauth2.Token { return *e.WithExtra(e.Members) }
+func (e *entry) token() oauth2.Token {
+	if e.Members == nil {
+		return e.Token
+	}
+	return *e.WithExtra(e.Members)
+}
 
 // store is the place of one source's token in its cache.
 type store struct {
 	*config
-	key  string
-	seal cipher.AEAD
+	cache Cache
+	key   string
+	seal  cipher.AEAD
 }
 
 // newStore returns nil if c has no cache.
-func newStore(c *config) (*store, error) {
+func newStore(c *setup) (*store, error) {
 	if c.cache == nil {
 		return nil, nil
 	}
@@ -116,9 +122,9 @@ func newStore(c *config) (*store, error) {
 // sealed derives the name of the entry and the key that seals it from the client
 // secret and from whose token it is. Two secrets, or two versions of the format,
 // have an entry each.
-func sealed(c *config) (*store, error) {
+func sealed(c *setup) (*store, error) {
 	// JSON keeps apart where one ends and the next begins.
-	id, err := json.Marshal([]any{entryFormat, c.baseURL.String(), c.creds.ClientID, slices.Compact(slices.Sorted(slices.Values(c.scopes)))})
+	id, err := json.Marshal([]any{entryFormat, c.baseURL, c.creds.ClientID, slices.Compact(slices.Sorted(slices.Values(c.scopes)))})
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +137,7 @@ func sealed(c *config) (*store, error) {
 		return nil, err
 	}
 	seal, err := cipher.NewGCMWithRandomNonce(block)
-	return &store{config: c, key: "moovauth-" + hex.EncodeToString(derived[32:]), seal: seal}, err
+	return &store{config: c.config, cache: c.cache, key: "moovauth-" + hex.EncodeToString(derived[32:]), seal: seal}, err
 }
 
 // open reads what was sealed.

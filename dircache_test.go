@@ -169,7 +169,7 @@ func TestDirCacheIsNeverHalfWritten(t *testing.T) {
 	if testing.Short() {
 		kills = 20
 	}
-	for range kills {
+	for killed := 0; killed < kills || cut == 0 && killed < 300; killed++ {
 		writer := dirProcess(t, "writer", dir)
 		out, err := writer.StdoutPipe()
 		require.NoError(t, err)
@@ -194,7 +194,7 @@ func TestDirCacheIsNeverHalfWritten(t *testing.T) {
 			require.NoError(t, os.Remove(part))
 		}
 	}
-	t.Logf("of %d writers killed, %d were in the middle of a file", kills, cut)
+	t.Logf("of at least %d writers killed, %d were in the middle of a file", kills, cut)
 	assert.NotZero(t, cut, "else nothing is shown")
 }
 

@@ -89,8 +89,7 @@ func (e *endpoint) do(ctx context.Context, r *request) (*reply, error) {
 	for n := 1; ; n++ {
 		rep, err := e.attempt(ctx, r)
 		switch {
-		case err == nil || ctx.Err() != nil || !temporary(err) || !r.repeat(err) || errors.As(err, new(*guard.PanicError)) ||
-			e.limiter != nil && throttled(err):
+		case err == nil || ctx.Err() != nil || !temporary(err) || !r.repeat(err) || e.limiter != nil && throttled(err):
 			return rep, err
 		case n == maxAttempts:
 			return nil, fmt.Errorf("%w (after %d attempts)", err, n)
@@ -135,7 +134,11 @@ func (e *endpoint) attempt(ctx context.Context, r *request) (*reply, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, most, cause)
 	defer cancel()
 	network := guard.Code{Name: "http.RoundTripper", Heed: heed, Redact: &e.redact}
-	return guard.Call(ctx, network, func() (*reply, error) { return e.once(ctx, r) }, r.late)
+	rep, err := guard.Call(ctx, network, func() (*reply, error) { return e.once(ctx, r) }, r.late)
+	if err != nil {
+		return nil, failure("", err)
+	}
+	return rep, nil
 }
 
 func (e *endpoint) once(ctx context.Context, r *request) (*reply, error) {
@@ -146,7 +149,7 @@ func (e *endpoint) once(ctx context.Context, r *request) (*reply, error) {
 	}
 	if resp.StatusCode/100 != 2 {
 		refused := newError(r.op, r.grantType, resp, body, &e.redact)
-		refused.advice = e.advice(refused)
+		refused.advise(e.scopes, e.origin != "")
 		if throttled(refused) {
 			e.tell(ctx, refused.RetryAfter)
 		}
@@ -183,11 +186,11 @@ func (e *endpoint) unusable(r *request, resp *http.Response, body []byte, err er
 	if errors.Is(err, errNoToken) {
 		// Some servers refuse with 200 and an error member.
 		if refused := newError(r.op, r.grantType, resp, body, &e.redact); refused.Code != "" {
+			refused.advise(e.scopes, e.origin != "")
 			return refused
 		}
 	}
-	return e.redact.Error(fmt.Sprintf("moovauth: reply to the token request (%s, %s, request ID %s) is unusable",
-		r.grantType, e.redact.Text(resp.Status), quoted(e.redact.Text(resp.Header.Get("X-Request-Id")))), err)
+	return unusableReply(r.grantType, resp, body, err, &e.redact)
 }
 
 // unsent is the error of a request that never left, since no connection could
@@ -223,7 +226,7 @@ func asked(err error) time.Duration {
 	return 0
 }
 
-func (e *endpoint) url(path string) string { return e.baseURL.String() + path }
+func (e *endpoint) url(path string) string { return e.baseURL + path }
 
 // post sends r with the client's credentials, and reads the whole reply.
 func (e *endpoint) post(ctx context.Context, r *request) (*http.Response, []byte, error) {
@@ -307,7 +310,7 @@ func (e *endpoint) wait(ctx context.Context, most time.Duration) error {
 	if err == nil {
 		return nil
 	}
-	return e.redact.Error("moovauth: waiting for the Limiter", ended(ctx, err))
+	return failure("", e.redact.Error("moovauth: waiting for the Limiter", ended(ctx, err)))
 }
 
 // undated is a context that does not say when it ends: a rate.Limiter refuses at
@@ -322,19 +325,4 @@ func (e *endpoint) tell(ctx context.Context, retryAfter time.Duration) {
 		_, _ = guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
 			func() (struct{}, error) { l.Refused(retryAfter); return struct{}{}, nil }, nil)
 	}
-}
-
-// advice is what to change after a refusal, if that can be told.
-func (e *endpoint) advice(refused *Error) string {
-	switch status := refused.StatusCode; {
-	case status/100 == 3:
-		return "redirects are not followed, so that credentials do not go astray: give WithBaseURL the API's own address"
-	case status/100 != 4 || refused.Temporary():
-		return ""
-	case refused.Op == opToken && e.origin == "":
-		return "check the credentials and scopes; Moov also wants an Origin on token requests: give WithOrigin a domain of the API key's allowed-domain list"
-	case status == http.StatusUnauthorized:
-		return "check Credentials against the API key in Moov's dashboard"
-	}
-	return ""
 }

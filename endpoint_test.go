@@ -175,7 +175,7 @@ func TestUnusableReplies(t *testing.T) {
 		`{"access_token":"ä"}`:          "ASCII",
 		`{"ACCESS_TOKEN":"a"}`:          "no access_token",
 		`{"access_token":"a"} trailing`: "JSON",
-		`{"access_token":"a","token_type":"mac"}`:               "its token_type, of 3 characters",
+		`{"access_token":"a","token_type":"mac"}`:               `its token_type "mac" is not Bearer`,
 		`{"access_token":"` + strings.Repeat("a", 1<<20) + `"}`: "larger than",
 	} {
 		server := onLoopback(t)

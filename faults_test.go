@@ -165,7 +165,7 @@ func faults(elsewhere string) []fault {
 		{"access_token in invalid UTF-8", says(200, `{"access_token":"`+faultyToken+"\xff\xfe"+`","expires_in":900}`), fails(3, "visible ASCII")},
 		{"access_token of 1 MiB", says(200, `{"access_token":"`+strings.Repeat("a", mebibyte)+`","expires_in":900}`), fails(3, "larger than 1048576 bytes")},
 		{"access_token of 64 KiB", says(200, `{"access_token":"`+strings.Repeat("a", 64<<10)+`","expires_in":900}`), lives(fifteen)},
-		{"token_type mac", says(200, `{"access_token":"`+faultyToken+`","token_type":"mac"}`), fails(3, `its token_type, of 3 characters`)},
+		{"token_type mac", says(200, `{"access_token":"`+faultyToken+`","token_type":"mac"}`), fails(3, `"mac" is not Bearer`)},
 		{"token_type a number", says(200, `{"access_token":"`+faultyToken+`","token_type":7}`), fails(3, "token_type")},
 
 		{"expires_in missing", says(200, `{"access_token":"`+faultyToken+`"}`), lives(fiveMinutes)},

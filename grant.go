@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/guard"
 )
 
 // What memory.first tells apart.
@@ -27,7 +29,7 @@ const (
 
 var (
 	errRevoked  = errors.New("moovauth: given up for a Revoke")
-	errNoScopes = errors.New("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
+	errNoScopes = permanent("moovauth: no refresh token and no scopes to obtain a token with: give NewTokenSource WithScopes")
 	errRefused  = errors.New("moovauth: the API refuses one token after the other (Invalidate): check the scopes, the account and the environment that the API key belongs to")
 )
 
@@ -196,8 +198,8 @@ func (g *grant) goOn(ctx context.Context, refresh string, cached *entry, err err
 		g.memory.setAside(refresh, answered && refused.Code == "invalid_grant", g.clock())
 	}
 	switch {
-	case ctx.Err() != nil || g.limiter != nil && throttled(err):
-		return false
+	case ctx.Err() != nil || g.limiter != nil && throttled(err) || errors.As(err, new(*guard.PanicError)):
+		return false // the next request would fare no better
 	case answered && !refused.Temporary():
 		return true
 	}
@@ -244,12 +246,15 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 	}
 	broken := g.report(grantType, r, h)
 	g.cache.put(ctx, &entry{Token: h.token, Members: r.members, Spent: refresh, Assumed: r.warning != ""})
-	return h, broken
+	if broken != nil {
+		return nil, failure("", broken)
+	}
+	return h, nil
 }
 
 // useless is the error of a reply whose token cannot be used.
 func (g *grant) useless(grantType string, r *reply, why string) error {
-	return fmt.Errorf("moovauth: reply to the token request (%s, request ID %s) is unusable: %s", grantType, quoted(r.requestID), why)
+	return failure("", fmt.Errorf("moovauth: reply to the token request (%s, request ID %s) is unusable: %s", grantType, quoted(r.requestID), why))
 }
 
 // tooLate remembers the tokens of a reply that nobody takes any more, so that
@@ -304,7 +309,8 @@ func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held
 	h.token.Expiry = at.add(life).time()
 	h.token.ExpiresIn = int64(life / time.Second)
 	h.authorization = t.Type() + " " + t.AccessToken
-	h.token.AccessToken = h.authorization[len(h.authorization)-len(t.AccessToken):] // so that it is held once
+	h.token.AccessToken = h.authorization[len(h.authorization)-len(t.AccessToken):] // so that it is held once,
+	e.redact.Add(h.token.AccessToken)                                               // here too
 	h.refreshAt, h.expireAt = at.add(fresh), at.add(usable)
 	return h
 }

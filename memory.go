@@ -27,11 +27,9 @@ var never = instant{1<<63 - 1, 1<<63 - 1}
 // publishes another, with mu held.
 type memory struct {
 	current atomic.Pointer[snapshot] // nil: nothing has happened yet
-	mu      sync.Mutex               // guards writing current, and past
-	past    *past
+	mu      sync.Mutex               // guards writing current, and what follows
+	behind  *past                    // nil: nothing to remember
 }
-
-func newMemory() *memory { return &memory{past: new(past)} }
 
 // past is what a source remembers beyond the snapshot. It stands behind a
 // pointer, so that no verb of package fmt prints a token when it prints a source.
@@ -106,6 +104,14 @@ func (s *snapshot) blocked(now instant) *coolOff {
 
 var blank snapshot
 
+// past is m's, to write to. mu is held.
+func (m *memory) past() *past {
+	if m.behind == nil {
+		m.behind = new(past)
+	}
+	return m.behind
+}
+
 // load returns what m knows at this moment.
 func (m *memory) load() *snapshot {
 	if s := m.current.Load(); s != nil {
@@ -162,7 +168,7 @@ func (m *memory) adopt(h *held, dead string, now instant) (taken bool) {
 	m.change(func(s *snapshot) {
 		access := h.token.AccessToken
 		taken = !now.reached(h.expireAt) && !m.isRetired(access) &&
-			!slices.ContainsFunc(m.past.former, func(f former) bool { return f.token == access }) &&
+			!slices.ContainsFunc(m.past().former, func(f former) bool { return f.token == access }) &&
 			(s.good(now) == 0 || s.held.token.AccessToken != access && s.held.expireAt.wall < h.expireAt.wall)
 		if taken {
 			m.hold(s, h, dead, now)
@@ -222,13 +228,15 @@ func (m *memory) gone(token string) bool {
 func (m *memory) setNarrow(narrow bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.past.narrow = narrow
+	if narrow || m.behind != nil {
+		m.past().narrow = narrow
+	}
 }
 
 func (m *memory) isNarrow() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.past.narrow
+	return m.behind != nil && m.behind.narrow
 }
 
 // mark says whether the refresh token in hand may be sent. It may not while it
@@ -314,13 +322,13 @@ func (m *memory) take(more []former, now instant) (taken []former) {
 			}
 			s.held = nil
 		}
-		for _, f := range append(more, m.past.former...) {
+		for _, f := range append(more, m.past().former...) {
 			if f.token != "" && f.alive(now) && !slices.ContainsFunc(taken, func(t former) bool { return t.token == f.token }) {
 				m.retire(f.token)
 				taken = append(taken, f)
 			}
 		}
-		m.past.former = slices.Clone(taken)
+		m.past().former = slices.Clone(taken)
 		slices.SortStableFunc(taken, func(a, b former) int { return -cmp.Compare(a.hint, b.hint) })
 	})
 	return taken
@@ -337,8 +345,11 @@ func (m *memory) revoked(token string) {
 func (m *memory) first(matter int, what string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	before := m.past.said[matter]
-	m.past.said[matter] = what
+	if what == "" && m.behind == nil {
+		return false
+	}
+	before := m.past().said[matter]
+	m.past().said[matter] = what
 	return what != "" && what != before
 }
 
@@ -349,13 +360,15 @@ func (m *memory) remember(f former, now instant) {
 		return
 	}
 	m.forget(f.token)
-	m.past.former = slices.DeleteFunc(append(m.past.former, f), func(f former) bool { return !f.alive(now) })
-	m.past.former = slices.Delete(m.past.former, 0, max(0, len(m.past.former)-maxFormer))
+	m.past().former = slices.DeleteFunc(append(m.past().former, f), func(f former) bool { return !f.alive(now) })
+	m.past().former = slices.Delete(m.past().former, 0, max(0, len(m.past().former)-maxFormer))
 }
 
 // forget removes token from the former ones. mu is held.
 func (m *memory) forget(token string) {
-	m.past.former = slices.DeleteFunc(m.past.former, func(f former) bool { return f.token == token })
+	if m.behind != nil {
+		m.behind.former = slices.DeleteFunc(m.behind.former, func(f former) bool { return f.token == token })
+	}
 }
 
 var hashSeed = maphash.MakeSeed()
@@ -363,12 +376,12 @@ var hashSeed = maphash.MakeSeed()
 // retire makes sure that token is never taken again. mu is held.
 func (m *memory) retire(token string) {
 	if !m.isRetired(token) {
-		m.past.retired = append(slices.Delete(m.past.retired, 0, max(0, len(m.past.retired)+1-maxRetired)), maphash.String(hashSeed, token))
+		m.past().retired = append(slices.Delete(m.past().retired, 0, max(0, len(m.past().retired)+1-maxRetired)), maphash.String(hashSeed, token))
 	}
 }
 
 func (m *memory) isRetired(token string) bool {
-	return slices.Contains(m.past.retired, maphash.String(hashSeed, token))
+	return m.behind != nil && slices.Contains(m.behind.retired, maphash.String(hashSeed, token))
 }
 
 // endCoolDown lets the next request be made, and keeps count of the failures.

@@ -36,7 +36,7 @@ func holding(access, refresh string, since instant) *held {
 
 // memoryWith has the token of holding("access", "refresh", instant{}) in hand.
 func memoryWith() *memory {
-	m := newMemory()
+	m := new(memory)
 	m.obtain(holding("access", "refresh", instant{}), "", instant{})
 	return m
 }
@@ -44,7 +44,7 @@ func memoryWith() *memory {
 // formerTokens are the texts of those that m remembers for Revoke.
 func formerTokens(m *memory) []string {
 	texts := []string{}
-	for _, f := range m.past.former {
+	for _, f := range m.past().former {
 		texts = append(texts, f.token)
 	}
 	return texts
@@ -59,7 +59,7 @@ var errTest = errors.New("test")
 
 func TestMemoryIsBlankAtFirst(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	assert.Equal(t, snapshot{}, *m.load())
 	assert.Zero(t, m.load().good(instant{}))
 	assert.False(t, m.load().stale(never))
@@ -91,7 +91,7 @@ func TestPhasesOfTheTokenInHand(t *testing.T) {
 		assert.Equal(t, c.good, s.good(c.now), c.name)
 		assert.Equal(t, c.stale, s.stale(c.now), c.name)
 	}
-	m := newMemory()
+	m := new(memory)
 	m.obtain(&held{token: oauth2.Token{RefreshToken: "refresh"}, expireAt: never}, "", instant{})
 	assert.Zero(t, m.load().good(instant{}), "a refresh token alone")
 	assert.False(t, m.load().stale(instant{}))
@@ -193,12 +193,12 @@ func TestAdopt(t *testing.T) {
 		next   *held
 		taken  bool
 	}{
-		"the first":           {func(m *memory) { *m = *newMemory() }, holding("a2", "r2", now), true},
+		"the first":           {func(m *memory) { m.current.Store(nil) }, holding("a2", "r2", now), true},
 		"lasts longer":        {func(*memory) {}, holding("a2", "r2", now), true},
 		"lasts as long":       {func(*memory) {}, holding("a2", "r2", instant{}), false},
 		"lasts less":          {func(*memory) {}, holding("a2", "r2", at(-time.Minute)), false},
 		"is in hand":          {func(*memory) {}, holding("access", "r2", now), false},
-		"has expired":         {func(m *memory) { *m = *newMemory() }, holding("a2", "r2", later(-14*time.Minute)), false},
+		"has expired":         {func(m *memory) { m.current.Store(nil) }, holding("a2", "r2", later(-14*time.Minute)), false},
 		"instead of none":     {func(m *memory) { m.invalidate("access", now) }, holding("a2", "r2", at(-time.Minute)), true},
 		"was invalidated":     {func(m *memory) { m.invalidate("access", now) }, holding("access", "refresh", now), false},
 		"was revoked":         {func(m *memory) { m.take(nil, now) }, holding("access", "refresh", now), false},
@@ -262,7 +262,7 @@ func TestSetAside(t *testing.T) {
 		assert.Equal(t, 14*time.Minute-1, m.load().good(at(1)), name)
 		assert.Equal(t, c.former, formerTokens(m), name)
 	}
-	m := newMemory()
+	m := new(memory)
 	m.setAside("refresh", false, instant{})
 	assert.Equal(t, []string{"refresh"}, formerTokens(m), "there is nothing in hand")
 }
@@ -291,12 +291,12 @@ func TestMarkIsOfOneRefreshToken(t *testing.T) {
 	assert.Equal(t, before.token, m.load().held.token)
 	m.mark("refresh", true)
 	assert.True(t, m.load().held.sendable)
-	newMemory().mark("refresh", true)
+	new(memory).mark("refresh", true)
 }
 
 func TestNarrow(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	assert.False(t, m.isNarrow())
 	m.setNarrow(true)
 	assert.True(t, m.isNarrow())
@@ -342,8 +342,8 @@ func TestFail(t *testing.T) {
 		until      time.Duration // from now
 		blocked    bool          // callers without a token
 	}{
-		"no token":                                 {newMemory(), false, time.Hour, 0, time.Hour, true},
-		"no token, no pause":                       {newMemory(), false, 0, 0, 0, false},
+		"no token":                                 {new(memory), false, time.Hour, 0, time.Hour, true},
+		"no token, no pause":                       {new(memory), false, 0, 0, 0, false},
 		"a good token":                             {memoryWith(), false, time.Second, time.Minute, time.Second, true},
 		"a good token, a long pause":               {memoryWith(), false, time.Hour, time.Minute, time.Minute, true},
 		"a good token, background":                 {memoryWith(), true, time.Second, time.Minute, time.Second, false},
@@ -372,7 +372,7 @@ func TestFail(t *testing.T) {
 
 func TestEitherClockEndsACoolDown(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	m.fail(errTest, false, instant{}, pausing(time.Second))
 	assert.NotNil(t, m.load().blocked(at(time.Second-1)))
 	assert.Nil(t, m.load().blocked(instant{wall: int64(time.Second)}))
@@ -425,7 +425,7 @@ func TestInvalidate(t *testing.T) {
 		"it a second time":    {func(m *memory) { m.invalidate("access", now) }, "access", now, false},
 		"nothing a 2nd time":  {func(m *memory) { m.invalidate("access", now) }, "", now, false},
 		"what was revoked":    {func(m *memory) { m.take(nil, now) }, "access", now, false},
-		"with nothing at all": {func(m *memory) { *m = *newMemory() }, "", now, false},
+		"with nothing at all": {func(m *memory) { m.current.Store(nil) }, "", now, false},
 	} {
 		m := memoryWith()
 		c.before(m)
@@ -442,7 +442,7 @@ func TestInvalidate(t *testing.T) {
 		assert.Equal(t, "refresh", m.load().held.token.RefreshToken, name)
 		assert.True(t, m.load().held.sendable, name)
 		assert.True(t, m.gone("access"), name)
-		assert.Equal(t, []former{{"access", AccessToken, at(15 * time.Minute)}}, m.past.former, name)
+		assert.Equal(t, []former{{"access", AccessToken, at(15 * time.Minute)}}, m.past().former, name)
 	}
 	m := memoryWith()
 	m.mark("refresh", false)
@@ -461,7 +461,7 @@ func refuse(m *memory, n int, since, now instant) time.Duration {
 
 func TestRequestsAfterInvalidationsComeFurtherApart(t *testing.T) {
 	t.Parallel()
-	m, now := newMemory(), instant{}
+	m, now := new(memory), instant{}
 	for n, want := range []time.Duration{0, 1, 2, 4, 8, 16, 30, 30, 30} {
 		want *= time.Second
 		assert.Equal(t, want, refuse(m, n, now, now), n)
@@ -480,7 +480,7 @@ func TestRequestsAfterInvalidationsComeFurtherApart(t *testing.T) {
 func TestWhatEndsTheWaitAfterInvalidations(t *testing.T) {
 	t.Parallel()
 	three := func() *memory {
-		m := newMemory()
+		m := new(memory)
 		for n := range 3 {
 			refuse(m, n, instant{}, instant{})
 		}
@@ -560,7 +560,7 @@ func TestTakeEndsACoolDownIfItTakesAGoodToken(t *testing.T) {
 		"a good token, background":    {memoryWith(), true, now, true},
 		"an expired one":              {memoryWith(), false, at(14 * time.Minute), false},
 		"an expired one, background":  {memoryWith(), true, at(14 * time.Minute), true},
-		"none":                        {newMemory(), false, now, false},
+		"none":                        {new(memory), false, now, false},
 		"a refresh token alone":       {func() *memory { m := memoryWith(); m.invalidate("access", now); return m }(), false, now, false},
 		"a refresh token, background": {func() *memory { m := memoryWith(); m.invalidate("access", now); return m }(), true, now, true},
 	} {
@@ -574,7 +574,7 @@ func TestTakeEndsACoolDownIfItTakesAGoodToken(t *testing.T) {
 // SECURITY.md promises sixteen.
 func TestSixteenFormerTokensAreRemembered(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	for i := range 20 {
 		m.keep(fmt.Sprint("token-", i), instant{})
 	}
@@ -588,7 +588,7 @@ func TestSixteenFormerTokensAreRemembered(t *testing.T) {
 
 func TestDeadTokensMakeRoomForThoseThatMayBeAlive(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	for i := range 16 {
 		m.keep(fmt.Sprint("refresh-", i), instant{})
 	}
@@ -613,7 +613,7 @@ func TestFormerTokenIsDeadIfBothClocksSaySo(t *testing.T) {
 // SECURITY.md promises a thousand.
 func TestThousandTokensAreNeverTakenAgain(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	for i := range 1001 {
 		m.take([]former{{fmt.Sprint("token-", i), AccessToken, never}}, instant{})
 		m.revoked(fmt.Sprint("token-", i))
@@ -624,13 +624,13 @@ func TestThousandTokensAreNeverTakenAgain(t *testing.T) {
 		require.True(t, m.gone(fmt.Sprint("token-", i)), i)
 	}
 	assert.False(t, m.gone("token-0"))
-	assert.Len(t, m.past.retired, 1000)
-	assert.LessOrEqual(t, cap(m.past.retired), 2048, "they take no more memory with time")
+	assert.Len(t, m.past().retired, 1000)
+	assert.LessOrEqual(t, cap(m.past().retired), 2048, "they take no more memory with time")
 }
 
 func TestSameWarningIsNewOnce(t *testing.T) {
 	t.Parallel()
-	m := newMemory()
+	m := new(memory)
 	for i, c := range []struct {
 		matter int
 		what   string

@@ -1,11 +1,15 @@
 package moovauth
 
 import (
+	"bytes"
+	"context"
+	"encoding/gob"
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +39,48 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 		{"no scopes, an access token alone", testCredentials, []Option{WithToken(&oauth2.Token{AccessToken: "x"})}, []string{"WithScopes"}},
 		{"empty scope", testCredentials, []Option{WithScopes(pingScope, "")}, []string{"WithScopes", "empty"}},
 		{"two scopes in one", testCredentials, []Option{WithScopes("/ping.read /fed.read")}, []string{"WithScopes", "white space"}},
+		{"byte order mark", Credentials{"id", "\ufeffs3cr3t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "byte order mark"}},
+		{"zero-width space", Credentials{"id", "s3cr\u200b3t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+200B"}},
+		{"zero-width space at the end", Credentials{"id\u200b", "s3cr3t"}, []Option{scopes}, []string{"Credentials.ClientID", "U+200B"}},
+		{"byte order mark inside", Credentials{"i\ufeffd", "s3cr3t"}, []Option{scopes}, []string{"Credentials.ClientID", "U+FEFF"}},
+		{"soft hyphen", Credentials{"id", "s3cr\u00ad3t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+00AD"}},
+		{"no-break space", Credentials{"id", "s3cr\u00a03t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+00A0"}},
+		{"no-break space at the end", Credentials{"id", "s3cr3t\u00a0"}, []Option{scopes}, []string{"Credentials.ClientSecret", "trim"}},
+		{"ideographic space", Credentials{"id", "s3cr\u30003t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+3000"}},
+		{"line separator", Credentials{"id", "s3cr\u20283t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+2028"}},
+		{"right-to-left mark", Credentials{"id", "s3cr\u200f3t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+200F"}},
+		{"Hangul filler", Credentials{"id", "s3cr\u31643t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+3164"}},
+		{"variation selector", Credentials{"id", "s3cr3t\ufe0f"}, []Option{scopes}, []string{"Credentials.ClientSecret", "U+FE0F"}},
+		{"not UTF-8", Credentials{"id", "s3cr\xff3t"}, []Option{scopes}, []string{"Credentials.ClientSecret", "UTF-8"}},
+		{"quotation marks", Credentials{"id", `"s3cr3t"`}, []Option{scopes}, []string{"Credentials.ClientSecret", "quotation marks"}},
+		{"apostrophes", Credentials{"'id'", "s3cr3t"}, []Option{scopes}, []string{"Credentials.ClientID", "quotation marks"}},
+		{"curly quotation marks", Credentials{"id", "“s3cr3t”"}, []Option{scopes}, []string{"Credentials.ClientSecret", "quotation marks"}},
+		{"Basic header", Credentials{"id", "Basic aWQ6cw=="}, []Option{scopes}, []string{"Credentials.ClientSecret", "Authorization", "secret key"}},
+		{"bearer header", Credentials{"id", "bearer abc"}, []Option{scopes}, []string{"Credentials.ClientSecret", "Authorization"}},
+		{"the mask", Credentials{"id", "***"}, []Option{scopes}, []string{"Credentials.ClientSecret", "mask", "secret key"}},
+		{"secret for a scope", testCredentials, []Option{WithScopes(testCredentials.ClientSecret)}, []string{"WithScopes", "leading slash"}},
+		{"secret for a version", testCredentials, []Option{scopes, WithVersion(testCredentials.ClientSecret)}, []string{"WithVersion"}},
+		{"nothing between slashes", testCredentials, []Option{WithScopes("/accounts//transfers.write")}, []string{"WithScopes", `"/accounts//transfers.write"`, "account's ID"}},
+		{"slash at the end", testCredentials, []Option{WithScopes("/accounts/")}, []string{"WithScopes", "slash"}},
+		{"slash alone", testCredentials, []Option{WithScopes("/")}, []string{"WithScopes", "slash"}},
+		{"two slashes first", testCredentials, []Option{WithScopes("//ping.read")}, []string{"WithScopes", "slash"}},
+		{"commas", testCredentials, []Option{WithScopes("/a.read,/b.read")}, []string{"WithScopes", `"/a.read,/b.read"`, "argument of its own"}},
+		{"comma at the end", testCredentials, []Option{WithScopes("/a.read,", "/b.read")}, []string{"WithScopes", "argument of its own"}},
+		{"scopes of a form", testCredentials, []Option{WithScopes("/a.read+/b.read")}, []string{"WithScopes", "argument of its own"}},
+		{"long scope", testCredentials, []Option{WithScopes(strings.Repeat("x", 1<<20))}, []string{"WithScopes", "leading slash"}},
+		{"token endpoint", testCredentials, []Option{scopes, WithBaseURL("https://api.moov.io/oauth2/token")}, []string{"WithBaseURL", "/oauth2/token", "leave that out"}},
+		{"token endpoint, slash at the end", testCredentials, []Option{scopes, WithBaseURL("https://gw.example.com/moov/OAuth2/Token//")}, []string{"WithBaseURL", "/oauth2/token"}},
+		{"revoke endpoint", testCredentials, []Option{scopes, WithBaseURL("https://api.moov.io/oauth2/revoke")}, []string{"WithBaseURL", "/oauth2/revoke"}},
+		{"escaped token endpoint", testCredentials, []Option{scopes, WithBaseURL("https://api.moov.io/oauth2%2ftoken")}, []string{"WithBaseURL", "/oauth2/token"}},
+		{"scheme twice", testCredentials, []Option{scopes, WithBaseURL("https://https://api.moov.io")}, []string{"WithBaseURL", "scheme twice"}},
+		{"two schemes", testCredentials, []Option{scopes, WithBaseURL("https://http://api.moov.io")}, []string{"WithBaseURL", "scheme twice"}},
+		{"scheme twice, without a colon", testCredentials, []Option{scopes, WithBaseURL("https://HTTPS//api.moov.io")}, []string{"WithBaseURL", "scheme twice"}},
+		{"colon without a port", testCredentials, []Option{scopes, WithBaseURL("https://api.moov.io:")}, []string{"WithBaseURL", "port"}},
+		{"zero-width space in the host", testCredentials, []Option{scopes, WithBaseURL("https://api.moov\u200b.io")}, []string{"WithBaseURL", "cannot be seen"}},
+		{"origin with a scheme twice", testCredentials, []Option{scopes, WithOrigin("https://https://example.com")}, []string{"WithOrigin", "scheme"}},
+		{"origin that is a scheme", testCredentials, []Option{scopes, WithOrigin("https://https:")}, []string{"WithOrigin", "scheme"}},
+		{"origin with a password", testCredentials, []Option{scopes, WithOrigin("https://me:hidden@example.com")}, []string{"WithOrigin", `"https://example.com"`}},
+		{"nil limiter", testCredentials, []Option{scopes, WithLimiter(nil)}, []string{"WithLimiter", "nil"}},
 		{"no slash", testCredentials, []Option{WithScopes("ping.read")}, []string{"WithScopes", `"ping.read"`, "leading slash"}},
 		{"placeholder", testCredentials, []Option{WithScopes("/accounts/{accountID}/cards.read")}, []string{"WithScopes", "placeholder", "account's ID"}},
 		{"quote in a scope", testCredentials, []Option{WithScopes(`/a"b`)}, []string{"WithScopes", "RFC 6749"}},
@@ -60,7 +106,7 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 		{"nil token", testCredentials, []Option{scopes, WithToken(nil)}, []string{"WithToken"}},
 		{"empty token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{})}, []string{"WithToken"}},
 		{"token with a newline", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a\nb"})}, []string{"WithToken", "ASCII"}},
-		{"MAC token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a", TokenType: "mac"})}, []string{"WithToken", "its token_type, of 3 characters"}},
+		{"MAC token", testCredentials, []Option{scopes, WithToken(&oauth2.Token{AccessToken: "a", TokenType: "mac"})}, []string{"WithToken", `"mac" is not Bearer`}},
 		{"negative early refresh", testCredentials, []Option{scopes, WithEarlyRefresh(-1)}, []string{"WithEarlyRefresh", "-1ns"}},
 		{"negative timeout", testCredentials, []Option{scopes, WithTimeout(-time.Second)}, []string{"WithTimeout", "-1s"}},
 		{"no time at all", testCredentials, []Option{scopes, WithTimeout(0)}, []string{"WithTimeout", "above 0"}},
@@ -78,6 +124,10 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 			}
 			assert.NotContains(t, err.Error(), "\n")
 			assert.NotContains(t, err.Error(), "hidden")
+			assert.Less(t, len(err.Error()), 2<<10+1)
+			if len(c.creds.ClientSecret) > 3 {
+				assert.NotContains(t, err.Error(), c.creds.ClientSecret)
+			}
 		})
 	}
 }
@@ -86,6 +136,9 @@ func TestNewTokenSourceTakesWhatIsRight(t *testing.T) {
 	for name, opts := range map[string][]Option{
 		"scopes alone":            {WithScopes(pingScope, "/accounts/6f9c2d1e-8f3b-4a39-9a5e-1c2d3e4f5a6b/transfers.write")},
 		"a refresh token alone":   {WithToken(&oauth2.Token{RefreshToken: "r"})},
+		"gateway at /oauth2":      {WithScopes(pingScope), WithBaseURL("https://gateway.example.com/oauth2")},
+		"host named https.test":   {WithScopes(pingScope), WithBaseURL("https://https.test:8443")},
+		"limiter":                 {WithScopes(pingScope), WithLimiter(noLimit{})},
 		"older version":           {WithScopes(pingScope), WithVersion("v2024.00.00")},
 		"far version":             {WithScopes(pingScope), WithVersion("v9000.00.00")},
 		"dev":                     {WithScopes(pingScope), WithVersion("dev")},
@@ -110,6 +163,18 @@ func TestNewTokenSourceTakesWhatIsRight(t *testing.T) {
 	}
 }
 
+type noLimit struct{}
+
+func (noLimit) Wait(context.Context) error { return nil }
+
+func TestOddButValidCredentialsAreTaken(t *testing.T) {
+	for _, c := range []Credentials{
+		{"id", "with space"}, {"id", "pässwörd"}, {"id", `half"quoted`}, {"id", `"half-quoted`}, {"id", "a***"}, {"Basic", "Bearer"}, {"id", "Basically 7"}, {"id", "x:y"}, {"id", "日本"},
+	} {
+		assert.NoError(t, c.check(), "%q", c.ClientSecret)
+	}
+}
+
 func TestCredentialsPrintMasked(t *testing.T) {
 	type holder struct{ Credentials Credentials }
 	for _, v := range []any{testCredentials, &testCredentials, holder{testCredentials}, []Credentials{testCredentials}} {
@@ -126,6 +191,18 @@ func TestCredentialsPrintMasked(t *testing.T) {
 		slog.New(slog.NewJSONHandler(&log, nil)).Info("m", "c", v)
 		assertMasked(t, log.String())
 	}
+	text, err := json.Marshal(holder{testCredentials})
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"Credentials":{"ClientID":"public-key","ClientSecret":"***"}}`, string(text))
+	text, err = xml.Marshal(testCredentials)
+	require.NoError(t, err)
+	assert.Equal(t, `<Credentials><ClientID>public-key</ClientID><ClientSecret>***</ClientSecret></Credentials>`, string(text))
+	text, err = testCredentials.MarshalText()
+	require.NoError(t, err)
+	assert.Equal(t, testCredentials.String(), string(text))
+	yaml, err := testCredentials.MarshalYAML()
+	require.NoError(t, err)
+	assert.Equal(t, map[string]string{"clientid": "public-key", "clientsecret": "***"}, yaml)
 	assert.Equal(t, "{ClientID:public-key ClientSecret:***}", testCredentials.String())
 	assert.Equal(t, "{ClientID: ClientSecret:}", Credentials{}.String(), "what is not set is seen to be not set")
 }
@@ -135,6 +212,43 @@ func assertMasked(t *testing.T, text string) {
 	assert.NotContains(t, text, testCredentials.ClientSecret)
 	assert.NotContains(t, text, fmt.Sprintf("%x", testCredentials.ClientSecret))
 	assert.NotContains(t, text, fmt.Sprintf("%X", testCredentials.ClientSecret))
+}
+
+// What was marshalled can be read back, and its mask is refused with the reason.
+func TestMarshalledCredentialsCanBeReadBackButNotUsed(t *testing.T) {
+	want := Credentials{"public-key", "***"}
+	for name, again := range map[string]func(in, out any) error{
+		"JSON": func(in, out any) error {
+			text, err := json.Marshal(in)
+			require.NoError(t, err)
+			assertMasked(t, string(text))
+			return json.Unmarshal(text, out)
+		},
+		"XML": func(in, out any) error {
+			text, err := xml.Marshal(in)
+			require.NoError(t, err)
+			assertMasked(t, string(text))
+			return xml.Unmarshal(text, out)
+		},
+		"gob": func(in, out any) error {
+			var b bytes.Buffer
+			require.NoError(t, gob.NewEncoder(&b).Encode(in))
+			assertMasked(t, b.String())
+			return gob.NewDecoder(&b).Decode(out)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			type holder struct{ Own, Other Credentials }
+			var c Credentials
+			require.NoError(t, again(testCredentials, &c))
+			assert.Equal(t, want, c)
+			var h holder
+			require.NoError(t, again(holder{testCredentials, Credentials{ClientID: "id"}}, &h))
+			assert.Equal(t, holder{want, Credentials{ClientID: "id"}}, h)
+			_, err := NewTokenSource(c, WithScopes(pingScope))
+			assert.ErrorContains(t, err, "mask")
+		})
+	}
 }
 
 func TestCredentialsCanBeReadFromJSON(t *testing.T) {
@@ -184,14 +298,16 @@ func FuzzURLs(f *testing.F) {
 		f.Add(u)
 	}
 	f.Fuzz(func(t *testing.T, u string) {
-		var c config
+		c := setup{config: new(config)}
 		if WithOrigin(u)(&c) == nil {
 			require.Regexp(t, `^https?://[^/?#@\s]+$`, c.origin)
 		}
 		if WithBaseURL(u)(&c) == nil {
-			require.True(t, secure(c.baseURL))
-			e := endpoint{config: &c}
-			_, err := http.NewRequest(http.MethodPost, e.url(tokenPath), nil)
+			base, err := url.Parse(c.baseURL)
+			require.NoError(t, err)
+			require.True(t, secure(base))
+			e := endpoint{c.config}
+			_, err = http.NewRequest(http.MethodPost, e.url(tokenPath), nil)
 			require.NoError(t, err)
 		}
 	})

@@ -423,7 +423,6 @@ func TestRefreshThatFailsIsFollowedByClientCredentialsOnceTheAttemptsAreUsedUp(t
 		"408":           {replies(408, ""), []string{cc, refresh, cc}},
 		"reset":         {breaks, []string{cc, refresh, cc}},
 		"silence":       {neverAnswers, []string{cc, refresh, cc}},
-		"panic":         {func(*http.Request, func() (*http.Response, error)) (*http.Response, error) { panic("out of order") }, []string{cc, refresh, cc}},
 	}, func(t *testing.T, c struct {
 		fails reaction
 		want  []string
@@ -973,7 +972,7 @@ func TestTokenInHandIsNotProlongedIfTheServerDoesNotSayHowLongItLives(t *testing
 							assert.Error(t, err, "a new process finds it in the cache, dead")
 						}
 
-						assert.LessOrEqual(t, len(s.memory.past.former), 2, "it is remembered once")
+						assert.LessOrEqual(t, len(s.memory.past().former), 2, "it is remembered once")
 
 						p.on(refresh, nil)
 						p.on(cc, nil)

@@ -63,17 +63,22 @@ func readToken(header http.Header, body []byte, sent time.Time) (*reply, error) 
 	r.lifetime, r.warning, r.assumed = lifetime(raw["expires_in"], header, sent)
 	t := &oauth2.Token{AccessToken: access, TokenType: scheme, RefreshToken: refresh, ExpiresIn: int64(r.lifetime / time.Second)}
 	r.members = extra(raw)
-	r.token = t.WithExtra(r.members)
+	if r.token = t; r.members != nil {
+		r.token = t.WithExtra(r.members)
+	}
 	return r, nil
 }
 
-// extra is what Extra finds: the members that are strings, numbers or booleans,
-// but for the tokens, which have fields and are long.
+// fields are the members for which an oauth2.Token has fields of its own.
+var fields = []string{"access_token", "refresh_token", "token_type", "expires_in"}
+
+// extra is what Extra finds: the other members that are strings, numbers or
+// booleans. nil: there are none.
 func extra(raw map[string]json.RawMessage) map[string]any {
-	members := make(map[string]any, min(len(raw), 8))
+	var members map[string]any
 	left := maxExtra
 	for _, name := range slices.Sorted(maps.Keys(raw)) {
-		if name == "access_token" || name == "refresh_token" {
+		if slices.Contains(fields, name) {
 			continue
 		}
 		text := raw[name]
@@ -86,6 +91,9 @@ func extra(raw map[string]json.RawMessage) map[string]any {
 		}
 		switch v.(type) {
 		case string, float64, bool:
+			if members == nil {
+				members = make(map[string]any)
+			}
 			members[name] = v
 		}
 	}
@@ -131,7 +139,7 @@ func bearer(tokenType string) (string, error) {
 	case "", "bearer", "opaque", "jwt":
 		return "Bearer", nil
 	}
-	return "", fmt.Errorf("its token_type, of %d characters, is not Bearer", len(tokenType))
+	return "", fmt.Errorf("its token_type %s is not Bearer", shownType(tokenType))
 }
 
 // usable reports whether token can stand in an Authorization header.

@@ -29,7 +29,7 @@ const (
 // Of the options, those count that say where and how to ask. WithTokenTypeHint
 // is only for Revoke. The others are checked and have no effect.
 func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option) error {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 		return errors.New("moovauth: Revoke: the token is empty: give the access or refresh token to revoke")
 	}
 	c.redact.Add(token)
-	return (&endpoint{c}).revoke(ctx, token, c.hint, newBudget(c.timeout))
+	return (&endpoint{c.config}).revoke(ctx, token, c.hint, newBudget(c.timeout))
 }
 
 // revoke revokes token within b. With a limiter, a 429 sends it back to the end

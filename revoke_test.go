@@ -229,7 +229,7 @@ func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
 			s.Invalidate(token(t, s).AccessToken)
 			time.Sleep(31 * time.Second)
 		}
-		assert.Len(t, s.memory.past.former, maxFormer, "they don't pile up")
+		assert.Len(t, s.memory.past().former, maxFormer, "they don't pile up")
 	})
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"golang.org/x/oauth2"
 	"html"
 	"io"
 	"log/slog"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
 
 	"github.com/moovauth/moovauth/moovtest"
 )
@@ -87,6 +87,23 @@ func TestNoSecretInSight(t *testing.T) {
 		"page of a proxy with 200": func(r *http.Request, s string) (*http.Response, error) {
 			return answer(r, 200, strings.NewReader("<html>"+s)), nil
 		},
+		"page that spells the padding as Gson does": func(r *http.Request, s string) (*http.Response, error) {
+			return answer(r, 403, strings.NewReader("<p>"+strings.ReplaceAll(s, "=", `\u003d`)+"</p>")), nil
+		},
+		"page that spells the padding as Mustache does": func(r *http.Request, s string) (*http.Response, error) {
+			return answer(r, 403, strings.NewReader("<p>"+strings.NewReplacer("=", "&#x3D;", "/", "&#x2F;").Replace(html.EscapeString(s))+"</p>")), nil
+		},
+		"all in base64": func(r *http.Request, s string) (*http.Response, error) {
+			text := base64.RawURLEncoding.EncodeToString([]byte("debug: " + url.QueryEscape(s)))
+			return answer(r, 422, strings.NewReader(`{"scope":"`+text+`","error":"`+text+`"}`)), nil
+		},
+		"page with 200, escaped twice": func(r *http.Request, s string) (*http.Response, error) {
+			return answer(r, 200, strings.NewReader("<html> "+url.QueryEscape(url.PathEscape(s)))), nil
+		},
+		"panic of a struct":    func(_ *http.Request, s string) (*http.Response, error) { panic(struct{ a, b any }{s, []string{s}}) },
+		"panic of a Stringer":  func(_ *http.Request, s string) (*http.Response, error) { panic(&url.URL{Path: s}) },
+		"nil pointer":          func(_ *http.Request, s string) (*http.Response, error) { panic((*url.Error)(nil)) },
+		"nil pointer returned": func(_ *http.Request, s string) (*http.Response, error) { return nil, (*url.Error)(nil) },
 		"error in JSON": func(r *http.Request, s string) (*http.Response, error) {
 			text, _ := json.Marshal(map[string]any{"error": s, "error_description": s, "error_uri": s})
 			return answer(r, 400, strings.NewReader(string(text))), nil
@@ -185,6 +202,8 @@ func TestNoSecretInSight(t *testing.T) {
 					for _, form := range []string{
 						secret, url.QueryEscape(secret), html.EscapeString(secret), strings.Trim(string(quoted), `"`), strings.Trim(fmt.Sprintf("%q", secret), `"`),
 						hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))),
+						base64.StdEncoding.EncodeToString([]byte(secret))[:8], base64.StdEncoding.EncodeToString([]byte(" " + secret))[2:12], base64.StdEncoding.EncodeToString([]byte("  " + secret))[3:12],
+						secret[:8], secret[len(secret)-8:],
 					} {
 						if i := strings.Index(text, form); i >= 0 {
 							assert.Fail(t, "a secret is in sight", "%q in %q", form, text[max(0, i-200):min(len(text), i+len(form)+100)])

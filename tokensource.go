@@ -52,17 +52,17 @@ type TokenSource struct {
 	store    *store // nil: there is no cache
 
 	memory  *memory
-	flights singleflight.Group    // the flight that callers share
-	turn    *semaphore.Weighted   // held by a flight and by Revoke: who may talk to the server
-	running atomic.Pointer[grant] // the flight's, while it has the turn
-	waiting atomic.Int32          // callers that wait for a flight
+	flights atomic.Pointer[singleflight.Group] // the flight that callers share; nil: there is none
+	turn    *semaphore.Weighted                // held by a flight and by Revoke: who may talk to the server
+	running atomic.Pointer[grant]              // the flight's, while it has the turn
+	waiting atomic.Int32                       // callers that wait for a flight
 }
 
 // NewTokenSource makes a source for the API key's tokens. It makes no request:
 // the first Token does. It checks its arguments, and its error names the one
 // to change. Needed are [WithScopes], or a refresh token given with [WithToken].
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
-	c, err := newConfig(creds, opts)
+	c, err := newSetup(creds, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -73,9 +73,8 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &TokenSource{endpoint: &endpoint{c}, store: st, memory: newMemory(), turn: semaphore.NewWeighted(1)}
+	s := &TokenSource{endpoint: &endpoint{c.config}, store: st, memory: new(memory), turn: semaphore.NewWeighted(1)}
 	if t := c.token; t != nil {
-		c.token = nil // it is held from now on
 		now := c.clock()
 		life := assumedLifetime
 		if !t.Expiry.IsZero() {
@@ -176,9 +175,9 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
-		return fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause)
+		return failure("", fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause))
 	}
-	return fmt.Errorf("moovauth: gave up waiting for a token: %w", ctx.Err())
+	return failure("moovauth: gave up waiting for a token", ctx.Err())
 }
 
 // landing is how a flight ended.
@@ -190,8 +189,18 @@ type landing struct {
 
 // fly starts the shared flight with g as its grant, or joins the one under way.
 func (s *TokenSource) fly(g *grant) <-chan singleflight.Result {
-	return s.flights.DoChan("", func() (any, error) {
+	flight := s.flights.Load()
+	if flight == nil {
+		s.flights.CompareAndSwap(nil, new(singleflight.Group))
+		if flight = s.flights.Load(); flight == nil { // another flight has come and gone
+			flight = new(singleflight.Group)
+		}
+	}
+	return flight.DoChan("", func() (any, error) {
 		h, err := s.obtain(g)
+		// The group has a map, which an idle source need not hold. A caller that
+		// still joins finds no flight there and starts one: that has to wait its turn.
+		s.flights.CompareAndSwap(flight, nil)
 		return landing{h, err, err != nil && (g.background || errors.Is(err, errRevoked))}, nil
 	})
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -259,25 +258,6 @@ func (e *tokenError) Temporary() bool {
 	return errors.As(e.error, &t) && t.Temporary()
 }
 
-// timedOut reports whether a deadline is what ended err. An error with a
-// Timeout method speaks for those that it wraps: a cool-down is no timeout,
-// even if it follows one.
-func timedOut(err error) bool {
-	switch e := err.(type) {
-	case nil:
-		return false
-	case *url.Error: // which looks no deeper than one level
-		return timedOut(e.Err)
-	case interface{ Timeout() bool }:
-		return e.Timeout()
-	case interface{ Unwrap() error }:
-		return timedOut(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		return slices.ContainsFunc(e.Unwrap(), timedOut)
-	}
-	return errors.Is(err, context.DeadlineExceeded)
-}
-
 // init checks and reads the fields.
 func (t *Transport) init() {
 	var base *url.URL
@@ -287,7 +267,8 @@ func (t *Transport) init() {
 			t.err = errors.New("moovauth: Transport.Source is a nil or zero TokenSource: make one with NewTokenSource")
 			return
 		}
-		base, t.version = s.endpoint.baseURL, s.endpoint.version
+		base, _ = url.Parse(s.endpoint.baseURL)
+		t.version = s.endpoint.version
 	}
 	if t.Version != "" {
 		if err := checkVersion(t.Version); err != nil {

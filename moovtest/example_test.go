@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moovauth/moovauth"
@@ -143,6 +145,43 @@ func ExampleWithReuseDetection() {
 	// Output:
 	// 200 OK 2 1
 	// 400 Bad Request 0 0
+}
+
+// A test in a bubble may end while a token source is at work in the background:
+// the server's Close waits for it.
+func ExampleServer_Close() {
+	test := func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close() // or t.Cleanup(server.Close)
+
+		source, err := moovauth.NewTokenSource(
+			moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+			moovauth.WithBaseURL(server.URL),
+			moovauth.WithHTTPClient(server.Client()),
+			moovauth.WithScopes("/ping.read"),
+		)
+		if err != nil {
+			log.Fatal(err)
+		}
+		first, err := source.Token()
+		if err != nil {
+			log.Fatal(err)
+		}
+
+		time.Sleep(14 * time.Minute)   // in the bubble's time: the token is due for its refresh
+		server.SetLatency(time.Minute) // which takes long
+		second, err := source.Token()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("still the first token:", second.AccessToken == first.AccessToken)
+		synctest.Wait()
+		fmt.Println("token requests:", len(server.TokenRequests()))
+	}
+	synctest.Test(&testing.T{}, test) // in your test function, pass its own t
+	// Output:
+	// still the first token: true
+	// token requests: 2
 }
 
 // A clock of the test's own shows what happens when tokens expire.

@@ -68,14 +68,17 @@ func tokenEndpoint(r *http.Request) bool { return r.URL.Path == tokenPath || r.U
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	leave, ok := s.enter(func() {
+	hangUp := func() {
 		cancel(errHungUp)
-		// What reads the body or writes the reply now may wait for ever.
+		// A read of the body or a write of the reply may wait for ever, in net/http
+		// as well: it reads on after a handler that has left.
 		conn := http.NewResponseController(w)
 		conn.SetReadDeadline(time.Unix(1, 0))
 		conn.SetWriteDeadline(time.Unix(1, 0))
-	})
+	}
+	leave, ok := s.enter(hangUp)
 	if !ok {
+		hangUp()
 		panic(http.ErrAbortHandler)
 	}
 	defer leave()
@@ -155,7 +158,7 @@ func (s *Server) arrive(r *http.Request) *arrival {
 		seen.GrantType = in.form.Get("grant_type")
 	}
 
-	s.mu.Lock()
+	s.act()
 	defer s.mu.Unlock()
 	seen.Time = s.now()
 	switch {
@@ -398,8 +401,8 @@ func (s *Server) token(w http.ResponseWriter, client string, form url.Values) {
 	}
 }
 
-// act locks s.mu for a request that is about to change something. None does once
-// Close has hung up on it.
+// act locks s.mu for a request that is about to change something, or to be
+// recorded. No request does either once Close has hung up on it.
 func (s *Server) act() {
 	s.mu.Lock()
 	if s.closed {

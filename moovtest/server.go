@@ -2,7 +2,8 @@
 //
 // A [Server] answers POST /oauth2/token, POST /oauth2/revoke and GET /ping as
 // Moov documents them. It issues, rotates, expires and revokes tokens, records
-// every request, and on demand answers late, wrongly or not at all:
+// every request, and on demand answers late, wrongly or not at all. A test adds
+// endpoints of its own with [Server.Handle]:
 //
 //	server := moovtest.NewServer(moovtest.WithLifetime(time.Minute))
 //	defer server.Close()
@@ -14,7 +15,7 @@
 //
 // [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so
 // that it also works inside a [testing/synctest] bubble, where a token's life
-// passes in no time.
+// passes in no time; [Server.Close] says how such a test ends.
 package moovtest
 
 // This file is the Server as a test sees it: how it is made, what can be
@@ -118,19 +119,39 @@ func newServer(opts []Option) *Server {
 	return s
 }
 
-// defaultClock is time.Now. A synctest bubble begins in 2000, when Unix timestamps
-// had nine digits, which no client takes for timestamps today: there it is 30
-// years ahead. A client that reads expires_in against Date does not notice.
+// inBubble reports whether the caller is in a synctest bubble, which begins in
+// 2000. Package synctest itself does not tell.
+func inBubble() bool { return time.Now().Unix() < 1e9 }
+
+// defaultClock is time.Now. A synctest bubble begins when Unix timestamps had nine
+// digits, which no client takes for timestamps today: there it is 30 years ahead.
+// A client that reads expires_in against Date does not notice. The distance is
+// fixed: dates 30 years on would be a day off, or skip one, after each 29 February.
 func defaultClock() func() time.Time {
-	if time.Now().Unix() >= 1e9 {
+	if !inBubble() {
 		return time.Now
 	}
-	const ahead = 30 * 365 * 24 * time.Hour
+	now := time.Now().UTC()
+	ahead := now.AddDate(30, 0, 0).Sub(now)
 	return func() time.Time { return time.Now().Add(ahead) }
 }
 
+// settling is how long Close waits in a bubble: longer than a client that was hung
+// up on goes on trying.
+const settling = time.Minute
+
 // Close shuts the server down. It hangs up on the requests that are waiting for
-// an answer, and on all that come later. What the server saw can still be read.
+// an answer or still being sent, and on all that come later, and returns at once;
+// with [NewServer], as soon as every [Answer.Handler] and [Server.Handle] handler
+// that is running has heeded its request's context. Nothing is issued, used or
+// revoked any more. What the server saw can still be read.
+//
+// Inside a [testing/synctest] bubble, Close of a server from [NewInMemory] then
+// lets a minute of the bubble's time pass, which takes no time. A client that was
+// hung up on in the background, such as a token source that was refreshing its
+// token, gives up meanwhile. Without that, its goroutine would be left when the
+// test ends, and the bubble would panic. So make the server inside the bubble, and
+// let its Close be what the test ends with: with defer or [testing.T.Cleanup].
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -138,9 +159,12 @@ func (s *Server) Close() {
 		(*hangUp)()
 	}
 	s.mu.Unlock()
-	if s.loopback != nil {
+	switch {
+	case s.loopback != nil:
 		s.loopback.CloseClientConnections() // also those where net/http still waits for the rest of a body
 		s.loopback.Close()
+	case inBubble():
+		time.Sleep(settling)
 	}
 }
 
@@ -200,8 +224,8 @@ func WithLatency(d time.Duration) Option {
 
 // WithClock sets the clock that expiry, the Date header and [Request.Time] go
 // by, which must be safe for concurrent use. Default: [time.Now]; for a server
-// made inside a synctest bubble, which begins in 2000, 30 years later, so that
-// Unix timestamps have ten digits as they do today.
+// made inside a synctest bubble, which begins in 2000, 30 calendar years later, so
+// that Unix timestamps have ten digits as they do today.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }
@@ -235,7 +259,7 @@ func WithFixedWindow() Option {
 // and read the replies: pages of these origins, such as "https://example.com", or
 // of any if none is given. The server answers their preflight requests, which
 // count for no rate limit. The two endpoints that take the client's secret stay
-// closed to pages. By default the whole server does.
+// closed to pages. Without this option the whole server is closed to them.
 func WithCORS(origins ...string) Option {
 	return func(s *Server) { s.cors, s.pages = true, origins }
 }
@@ -307,12 +331,14 @@ type Answer struct {
 
 	// Handler, where set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
-	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory.
+	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory. It
+	// must return when the request's context ends.
 	Handler http.HandlerFunc
 }
 
 // Enqueue adds to the queue of prepared answers. Each token or revoke request
-// takes the one at its front, if any, in order of arrival. Such a request is
+// takes the one at its front, if any, in order of arrival; one that is beyond the
+// rate limit, or whose body ends too early, takes none. A request that takes one is
 // recorded, and does nothing else unless the answer is [Answer.Lost]: no token is
 // issued, used or revoked.
 func (s *Server) Enqueue(answers ...Answer) {
@@ -349,7 +375,7 @@ type Request struct {
 	Method    string
 	Path      string
 	Header    http.Header
-	Body      string     // up to 1 MiB; the server reads no further
+	Body      string     // its first mebibyte
 	GrantType string     // of a token request
 	Form      url.Values // the fields of a form, or the members of a JSON object as strings; nil for other bodies
 	ClientID  string     // from the Basic credentials, or else from the body; "" if there are none

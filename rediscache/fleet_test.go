@@ -282,6 +282,39 @@ func TestSourcesThatStartAtOnceAskOnce(t *testing.T) {
 	t.Logf("200 sources, started at once: %d token request, and all had it after %v", len(server.TokenRequests()), time.Since(start).Round(time.Millisecond))
 }
 
+// A token request takes longer than the lock lives, so several sources have it at
+// once. The server revokes all tokens that descend from a refresh token that is
+// used twice.
+func TestLostLockCostsTokenRequestsAndNoDeadToken(t *testing.T) {
+	t.Parallel()
+	server := moovtest.NewServer(moovtest.WithReuseDetection(), moovtest.WithLifetime(3*time.Second), moovtest.WithLatency(500*time.Millisecond))
+	defer server.Close()
+	r := startRedis(t)
+	const rounds, n = 4, 4
+	for range rounds {
+		var all []*moovauth.TokenSource
+		for range n {
+			all = append(all, sourcesOf(t, server, 1, moovauth.WithCache(cacheOn(t, r.addr, WithLockTTL(100*time.Millisecond))))...)
+		}
+		for _, token := range together(t, all) {
+			assert.True(t, server.Alive(token))
+		}
+		time.Sleep(3 * time.Second) // until all have expired
+	}
+	requests, sent := 0, make(map[string]int)
+	for _, r := range server.TokenRequests() {
+		requests++
+		if token := r.Form.Get("refresh_token"); token != "" {
+			sent[token]++
+			assert.Equal(t, 1, sent[token], "a refresh token is sent once")
+		}
+	}
+	assert.Greater(t, requests, rounds, "else the lock was not lost")
+	assert.LessOrEqual(t, requests, rounds*n)
+	assert.NotEmpty(t, sent)
+	t.Logf("%d sources, %d rounds, locks that are lost: %d token requests, %d of them with a refresh token", n, rounds, requests, len(sent))
+}
+
 func TestLockOfAKilledProcessBecomesFree(t *testing.T) {
 	r := startRedis(t)
 	cache := cacheOn(t, r.addr)

@@ -8,12 +8,11 @@
 //	source, err := moovauth.NewTokenSource(creds,
 //		moovauth.WithScopes("/ping.read"), moovauth.WithCache(cache))
 //
-// It is a module of its own, so that Redis reaches only those who want it.
+// It is a module of its own: programs that do not use Redis do not depend on it.
 package rediscache
 
-// This file is all of it: entries, which are plain string keys, and the lock,
-// which is redislock's. What an entry holds, and when it is read or locked, is
-// moovauth's.
+// This file is the whole cache. Entries are plain string keys, and the lock is
+// redislock's. What an entry holds, and when it is read or locked, is moovauth's.
 
 import (
 	"context"
@@ -30,11 +29,11 @@ import (
 )
 
 const (
-	defaultTTL     = 24 * time.Hour // moovauth takes no token for longer-lived
+	defaultTTL     = 30 * 24 * time.Hour // moovauth keeps no token for longer
 	defaultLockTTL = 10 * time.Second
 
-	maxEntry = 1 << 20     // bytes that Get reads: as long as moovauth lets an entry be
-	patience = time.Second // for one command of Lock or unlock, whose caller's context is not heeded
+	maxEntry = 1 << 20     // bytes that Get reads: the longest entry of moovauth
+	patience = time.Second // for one command of Lock or unlock, which ignore the end of their caller's context
 
 	firstPoll = 10 * time.Millisecond // doubled with each look at a lock that is held
 	maxPoll   = 50 * time.Millisecond
@@ -53,9 +52,10 @@ var (
 //
 // The user that the client logs in as needs the commands GETRANGE, SET and DEL
 // on the keys that begin with [WithPrefix] and "moovauth-". The lock is a Lua
-// script besides: EVAL, EVALSHA and, for what is in it, GET. Where scripts are
-// not allowed, each grant logs a warning, tokens are shared all the same, and
-// processes that need one at the same time may each ask for it.
+// script, which needs EVAL, EVALSHA and GET too. If scripts are not allowed, each
+// grant logs a warning. Tokens are still shared, but processes that need one at
+// the same time each ask for it, with client credentials: without the lock no
+// process sends a refresh token that it found in Redis.
 type Cache struct {
 	client  redis.UniversalClient
 	locks   *redislock.Client
@@ -64,11 +64,13 @@ type Cache struct {
 	lockTTL time.Duration
 }
 
-// An Option configures [New]. Where one is given twice, the last counts.
+// An Option configures [New]. If one is given twice, the last counts.
 type Option func(*Cache) error
 
-// WithPrefix puts prefix before every key. Default: none. Keys begin with
-// "moovauth-" without it too, and differ by base URL, client ID and scopes.
+// WithPrefix puts prefix before every key. Default: none. Without it, a key is
+// "moovauth-" and 64 hexadecimal digits. They are derived from the client secret,
+// and differ by client secret, base URL, client ID, scopes, and the version of the
+// format. So two secrets, or two versions of moovauth, live side by side.
 func WithPrefix(prefix string) Option {
 	return func(c *Cache) error {
 		c.prefix = prefix
@@ -76,9 +78,9 @@ func WithPrefix(prefix string) Option {
 	}
 }
 
-// WithTTL sets how long an entry stays that is not written anew; each token
-// writes it anew. One that is gone early costs a token request. At least 1 ms.
-// Default: 24 hours, the longest that moovauth keeps a token.
+// WithTTL sets how long an entry stays after it was last written; each new token
+// writes it. An entry that is gone early costs a token request. At least 1 ms.
+// Default: 30 days, the longest that moovauth keeps a token.
 func WithTTL(d time.Duration) Option {
 	return func(c *Cache) error {
 		c.ttl = d
@@ -86,9 +88,9 @@ func WithTTL(d time.Duration) Option {
 	}
 }
 
-// WithLockTTL sets how long a lock stays whose holder has died. A holder that
-// takes longer loses it: then two processes may ask for a token at once, which
-// costs a token request and nothing else. At least 1 ms. Default: 10 s.
+// WithLockTTL sets how long the lock of a holder that has died stays. A holder
+// that takes longer loses its lock, which costs a token request: see [Cache.Lock].
+// At least 1 ms. Default: 10 s.
 func WithLockTTL(d time.Duration) Option {
 	return func(c *Cache) error {
 		c.lockTTL = d
@@ -96,7 +98,7 @@ func WithLockTTL(d time.Duration) Option {
 	}
 }
 
-// check refuses what Redis cannot count.
+// check refuses a time to live that Redis cannot count.
 func check(option string, d time.Duration) error {
 	if d < time.Millisecond {
 		return fmt.Errorf("%s: %v is less than a millisecond", option, d)
@@ -109,11 +111,11 @@ func check(option string, d time.Duration) error {
 // closes client, after the last use of the cache. New sends nothing: a Redis
 // that is down is no error. Its error names the argument to change.
 //
-// A Redis that is down or silent costs a source up to 2 s in each grant. With
-// DialerRetries: 1 in the client's options one that refuses connections costs
-// less than half a second. With ContextTimeoutEnabled one that is silent holds a
-// connection no longer than the source waits; without, as by default in go-redis,
-// for as long as the client's own timeouts say.
+// A Redis that is down or silent costs a source up to 2 s in each grant. Two of
+// the client's options help. With DialerRetries: 1, a Redis that refuses
+// connections costs less than half a second. With ContextTimeoutEnabled, a Redis
+// that is silent holds a connection no longer than the source waits; without it,
+// go-redis's default, for as long as the client's own timeouts say.
 func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	if client == nil {
 		return nil, errors.New("rediscache: the client is nil: make one with redis.NewClient or redis.NewUniversalClient")
@@ -130,12 +132,12 @@ func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	return c, nil
 }
 
-// Get returns the entry. Its error is [fs.ErrNotExist] where there is none. It
-// reads 1 MiB at most: what is longer is none of moovauth's.
+// Get returns the entry. If there is none, its error is [fs.ErrNotExist]. It
+// reads 1 MiB at most: a longer entry is not moovauth's.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	data, err := c.client.GetRange(ctx, c.prefix+key, 0, maxEntry-1).Bytes()
 	if err == nil && len(data) == 0 {
-		err = fs.ErrNotExist // to GETRANGE an absent key is an empty one
+		err = fs.ErrNotExist // GETRANGE of an absent key is empty
 	}
 	if err != nil {
 		return nil, wrap(err)
@@ -154,13 +156,17 @@ func (c *Cache) Delete(ctx context.Context, key string) error {
 }
 
 // Lock waits for the lock on key as long as ctx lets it; its error then is
-// ctx's. It looks every 5 to 10 ms at first, every 25 to 50 ms later. A holder
-// that has died frees the lock after [WithLockTTL]. A command under way when ctx
-// ends is waited for, so that Redis keeps no lock that nobody has.
+// ctx's. It tries every 5 to 10 ms at first, every 25 to 50 ms later. The lock of
+// a holder that has died becomes free after [WithLockTTL]. If ctx ends during a
+// command, Lock waits for the reply, so that Redis keeps no lock that nobody has.
 //
-// The lock saves token requests: it is no more than that. Two processes may
-// have it at once after its time to live has passed, or a Redis failed over to
-// a replica that had not heard of it.
+// The lock can be lost: once its time to live is over, or after a failover to a
+// replica that did not know of it, two processes may have it at once. That costs
+// a token request with client credentials, and no dead token: a holder marks the
+// entry as sent before it sends the refresh token that is in it, and no process
+// sends a refresh token that is marked. The exception is a holder that is stopped
+// between reading the entry and marking it, two commands in a row, for longer
+// than [WithLockTTL]; or a failover that loses the mark.
 func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	for wait := firstPoll; ; wait = min(2*wait, maxPoll) {
 		if ctx.Err() != nil {
@@ -180,15 +186,15 @@ func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error)
 	}
 }
 
-// obtain tries once. The lock has the entry's key and more: a permission or a
-// hash tag of the one covers the other.
+// obtain tries once. The lock's key begins with the entry's, so that permissions
+// and hash tags cover both.
 func (c *Cache) obtain(ctx context.Context, key string) (*redislock.Lock, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	return c.locks.Obtain(ctx, c.prefix+key+":lock", c.lockTTL, nil)
 }
 
-// release gives a lock back. Where that fails, its time to live does.
+// release frees a lock. If that fails, the lock ends with its time to live.
 func release(ctx context.Context, lock *redislock.Lock) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()

@@ -33,7 +33,7 @@ func TestEntries(t *testing.T) {
 		assert.Equal(t, want, string(got))
 	}
 	assert.Equal(t, []string{"fleet/a"}, client.Keys(t.Context(), "*").Val())
-	assert.InDelta(t, 24*time.Hour, client.PTTL(t.Context(), "fleet/a").Val(), float64(time.Minute))
+	assert.InDelta(t, 30*24*time.Hour, client.PTTL(t.Context(), "fleet/a").Val(), float64(time.Minute))
 
 	require.NoError(t, cache.Delete(t.Context(), "a"))
 	_, err = cache.Get(t.Context(), "a")

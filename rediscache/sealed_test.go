@@ -73,7 +73,7 @@ func TestRedisHoldsNoSecret(t *testing.T) {
 	}
 	secrets := append(append(server.AccessTokens(), server.RefreshTokens()...), server.ClientSecret)
 	require.Len(t, secrets, 3)
-	require.Contains(t, wire.sent.String(), "moovauth-1:", "the entry went this way")
+	require.Contains(t, wire.sent.String(), "moovauth-2:", "the entry went this way")
 	for _, secret := range append(secrets, server.ClientID) {
 		for _, text := range []string{secret, hex.EncodeToString([]byte(secret)), base64.RawStdEncoding.EncodeToString([]byte(secret))} {
 			assert.False(t, bytes.Contains(stored.Bytes(), []byte(text)), "stored: %s", secret)
@@ -130,16 +130,24 @@ func TestAlteredEntryIsAMiss(t *testing.T) {
 	assert.Len(t, server.TokenRequests(), 1, "the whole one is taken")
 }
 
-func TestEntryOfAnotherSecretIsAMiss(t *testing.T) {
+func TestTwoSecretsLiveSideBySide(t *testing.T) {
 	r := startRedis(t)
 	theirs := moovtest.NewInMemory()
 	ours := moovtest.NewInMemory(moovtest.WithCredentials(theirs.ClientID, "another secret"))
-	for _, server := range []*moovtest.Server{theirs, ours} {
-		_, err := sourcesOf(t, server, 1, moovauth.WithCache(cacheOn(t, r.addr)))[0].Token()
-		require.NoError(t, err)
-		assert.Len(t, server.TokenRequests(), 1)
-		assert.Len(t, connect(t, r.addr).Keys(t.Context(), "*").Val(), 1, "it is the same key")
+	var log bytes.Buffer
+	for range 3 {
+		for _, server := range []*moovtest.Server{theirs, ours} {
+			_, err := sourcesOf(t, server, 1, moovauth.WithCache(cacheOn(t, r.addr)), moovauth.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))[0].Token()
+			require.NoError(t, err)
+			assert.Len(t, server.TokenRequests(), 1)
+		}
 	}
+	keys := connect(t, r.addr).Keys(t.Context(), "*").Val()
+	require.Len(t, keys, 2)
+	for _, key := range keys {
+		assert.Regexp(t, "^moovauth-[0-9a-f]{64}$", key)
+	}
+	assert.Empty(t, log.String())
 }
 
 // What the documentation says a user needs is enough, and without scripts there
@@ -179,7 +187,7 @@ func TestFewPermissions(t *testing.T) {
 			if c.quiet {
 				assert.Empty(t, log.String())
 			} else {
-				assert.Contains(t, log.String(), "moovauth: Lock: rediscache: NOPERM")
+				assert.Contains(t, log.String(), "Lock: rediscache: NOPERM")
 			}
 		})
 	}

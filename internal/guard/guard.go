@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moovauth/moovauth/internal/redact"
@@ -71,26 +73,56 @@ func Call[T any](ctx context.Context, c Code, f func() (T, error), lost func(T))
 	}
 }
 
-// cause is the panic value v as an error. Package fmt is not let loose on it:
-// it would follow a value that contains itself until the stack overflows.
+// cause is the panic value v as an error.
 func cause(v any) error {
 	switch v := v.(type) {
 	case error:
 		return v
 	case fmt.Stringer:
 		return errors.New(v.String())
+	case string:
+		return errors.New(v)
 	}
-	switch r := reflect.ValueOf(v); {
-	case r.Kind() == reflect.String:
-		return errors.New(r.String())
-	case r.CanInt():
-		return fmt.Errorf("%T(%d)", v, r.Int())
-	case r.CanUint():
-		return fmt.Errorf("%T(%d)", v, r.Uint())
-	case r.CanFloat():
-		return fmt.Errorf("%T(%v)", v, r.Float())
+	return fmt.Errorf("%T(%s)", v, show(reflect.ValueOf(v), 4))
+}
+
+const maxShown = 8 // fields or elements of a value
+
+// show is what v holds, down to depth. Package fmt is not let loose on it: it
+// would follow a value that contains itself until the stack overflows, and read
+// a map that is written to.
+func show(v reflect.Value, depth int) string {
+	switch {
+	case v.Kind() == reflect.String:
+		return v.String()
+	case v.Kind() == reflect.Bool:
+		return strconv.FormatBool(v.Bool())
+	case v.CanInt():
+		return strconv.FormatInt(v.Int(), 10)
+	case v.CanUint():
+		return strconv.FormatUint(v.Uint(), 10)
+	case v.CanFloat():
+		return strconv.FormatFloat(v.Float(), 'g', -1, 64)
+	case depth == 0:
+		return "…"
 	}
-	return fmt.Errorf("a value of type %T", v)
+	var parts []string
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			return show(v.Elem(), depth-1)
+		}
+		return "nil"
+	case reflect.Struct:
+		for i := range min(v.NumField(), maxShown) {
+			parts = append(parts, show(v.Field(i), depth-1))
+		}
+	case reflect.Slice, reflect.Array:
+		for i := range min(v.Len(), maxShown) {
+			parts = append(parts, show(v.Index(i), depth-1))
+		}
+	}
+	return "{" + strings.Join(parts, " ") + "}"
 }
 
 // PanicError says that code that was plugged in panicked, or ended its goroutine.

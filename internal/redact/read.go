@@ -5,6 +5,7 @@ package redact
 import (
 	"bytes"
 	"html"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -12,10 +13,10 @@ import (
 )
 
 const (
-	maxWork  = 32      // bytes of all readings, for each byte of the text
-	minWork  = 1 << 10 // bytes of the text that are counted at least
-	maxName  = 16      // letters of an HTML entity's name that stands for an ASCII character
-	minBytes = 4       // in a row that base64 decodes to: less is an accident
+	maxWork  = 24     // bytes of all readings, for each byte of the text
+	minWork  = 1 << 9 // bytes of the text that are counted at least
+	maxName  = 16     // letters of an HTML entity's name that stands for an ASCII character
+	minBytes = 4      // in a row that base64 decodes to: less is an accident
 )
 
 // readings are all readings of one text, one after the other in bytes, each
@@ -24,6 +25,7 @@ type readings struct {
 	bytes  []byte
 	lo, hi []uint16
 	spans  []span
+	ascii  bool // no secret has other characters
 }
 
 // span is one reading.
@@ -32,18 +34,24 @@ type span struct {
 	base64   bool // has been undone on the way
 }
 
-// read returns nil if there are too many readings.
-func read(text string) *readings {
-	r := &readings{}
+// read returns nil if there are too many readings. Escapes are undone one kind
+// at a time, in every order: a secret may hold what looks like an escape, and so
+// may what stands before it, and an escape may be broken up by others.
+func read(text string, secrets []string) *readings {
+	n := 4 * len(text)
+	r := &readings{bytes: make([]byte, 0, n), lo: make([]uint16, 0, n), hi: make([]uint16, 0, n)}
+	r.ascii = !slices.ContainsFunc(secrets, func(secret string) bool {
+		return strings.ContainsFunc(secret, func(c rune) bool { return c >= utf8.RuneSelf })
+	})
 	for i := range len(text) {
 		r.add(text[i], uint16(i), uint16(i+1))
 	}
 	r.end(span{})
 	budget := maxWork * max(len(text), minWork)
 	for i := 0; i < len(r.spans); i++ {
-		for _, e := range escapes {
-			r.unescape(r.spans[i], e.start, e.undo)
-		}
+		r.unescape(r.spans[i], '\\', backslash)
+		r.unescape(r.spans[i], '&', entity)
+		r.unescape(r.spans[i], '%', percent)
 		r.unbase64(r.spans[i])
 		if len(r.bytes) > budget {
 			return nil
@@ -55,6 +63,13 @@ func read(text string) *readings {
 func (r *readings) add(c byte, lo, hi uint16) {
 	r.bytes, r.lo, r.hi = append(r.bytes, c), append(r.lo, lo), append(r.hi, hi)
 }
+
+// repeat adds [from, to) once more.
+func (r *readings) repeat(from, to int) {
+	r.bytes, r.lo, r.hi = append(r.bytes, r.bytes[from:to]...), append(r.lo, r.lo[from:to]...), append(r.hi, r.hi[from:to]...)
+}
+
+func (r *readings) cut(n int) { r.bytes, r.lo, r.hi = r.bytes[:n], r.lo[:n], r.hi[:n] }
 
 // end makes what was added since s.from a reading, unless there is one like it.
 func (r *readings) end(s span) {
@@ -70,40 +85,32 @@ func (r *readings) end(s span) {
 	r.spans = append(r.spans, s)
 }
 
-func (r *readings) cut(n int) { r.bytes, r.lo, r.hi = r.bytes[:n], r.lo[:n], r.hi[:n] }
-
-// escapes are undone one kind at a time: a secret may hold what looks like an
-// escape of another kind. undo returns what the start of b stands for, and how
-// long it is, or 0 if it is no escape.
-var escapes = []struct {
-	start byte
-	undo  func(b []byte) (char []byte, n int)
-}{{'\\', backslash}, {'&', entity}, {'%', percent}}
-
-func (r *readings) unescape(s span, start byte, undo func([]byte) ([]byte, int)) {
-	if bytes.IndexByte(r.bytes[s.from:s.to], start) < 0 {
-		return
-	}
-	from, changed := len(r.bytes), false
+// unescape undoes the escapes of one kind. undo returns what the escape that b
+// starts with stands for, and how long it is, or 0 if it is none.
+func (r *readings) unescape(s span, start byte, undo func(b []byte) (char []byte, n int)) {
+	from, changed, done := len(r.bytes), false, s.from
 	for i := s.from; i < s.to; {
-		if r.bytes[i] == start {
-			if char, n := undo(r.bytes[i:s.to]); n > 0 {
-				for _, c := range char {
-					r.add(c, r.lo[i], r.hi[i+n-1])
-				}
-				i += n
-				changed = true
-				continue
-			}
+		n := bytes.IndexByte(r.bytes[i:s.to], start)
+		if n < 0 {
+			break
 		}
-		r.add(r.bytes[i], r.lo[i], r.hi[i])
-		i++
+		i += n
+		char, n := undo(r.bytes[i:s.to])
+		if n == 0 {
+			i++
+			continue
+		}
+		r.repeat(done, i)
+		for _, c := range char {
+			r.add(c, r.lo[i], r.hi[i+n-1])
+		}
+		i += n
+		done, changed = i, true
 	}
-	if !changed {
-		r.cut(from)
-		return
+	if changed {
+		r.repeat(done, s.to)
+		r.end(span{from: from, base64: s.base64})
 	}
-	r.end(span{from: from, base64: s.base64})
 }
 
 // backslash undoes the escapes of JSON, and of Go's and JavaScript's strings.
@@ -251,55 +258,32 @@ func (r *readings) unbase64(s span) {
 // decode adds the text in what the characters at run decode to. Each piece of
 // it has a 0 after it.
 func (r *readings) decode(run []int) {
-	from := len(r.bytes)
+	out, lo, hi := r.bytes, r.lo, r.hi
+	from := len(out) // of the piece
 	bits, n := uint32(0), 0
 	for i, at := range run {
-		bits, n = bits<<6|uint32(sextet[r.bytes[at]]), n+6
+		bits, n = bits<<6|uint32(sextet[out[at]]), n+6
 		if n < 8 {
 			continue
 		}
 		n -= 8
 		c := byte(bits >> n)
-		if c < ' ' && c != '\n' && c != '\r' && c != '\t' || c == 0x7f {
-			from = r.piece(from)
+		if c >= ' ' && c < 0x7f || c > 0x7f && !r.ascii || c == '\n' || c == '\r' || c == '\t' {
+			out, lo, hi = append(out, c), append(lo, lo[run[i-1]]), append(hi, hi[at])
 			continue
 		}
-		r.add(c, r.lo[run[i-1]], r.hi[at])
-	}
-	r.piece(from)
-}
-
-// piece ends the piece that starts at from, and drops what is no UTF-8 in it.
-func (r *readings) piece(from int) (next int) {
-	end, to := len(r.bytes), from
-	start := from
-	for i := from; i <= end; {
-		c, n := utf8.RuneError, 1
-		if i < end {
-			c, n = utf8.DecodeRune(r.bytes[i:end])
+		if len(out)-from >= minBytes {
+			out, lo, hi = append(out, 0), append(lo, 0), append(hi, 0)
+			from = len(out)
 		}
-		if c != utf8.RuneError || n > 1 {
-			i += n
-			continue
-		}
-		if i-start >= minBytes {
-			copy(r.bytes[to:], r.bytes[start:i])
-			copy(r.lo[to:], r.lo[start:i])
-			copy(r.hi[to:], r.hi[start:i])
-			to += i - start
-			if to < end {
-				r.bytes[to] = 0
-			}
-			to++
-		}
-		i += n
-		start = i
+		out, lo, hi = out[:from], lo[:from], hi[:from]
 	}
-	if to > end {
-		r.add(0, 0, 0)
+	if len(out)-from < minBytes {
+		out, lo, hi = out[:from], lo[:from], hi[:from]
+	} else {
+		out, lo, hi = append(out, 0), append(lo, 0), append(hi, 0)
 	}
-	r.cut(to)
-	return to
+	r.bytes, r.lo, r.hi = out, lo, hi
 }
 
 // sextet is what a character of either base64 alphabet stands for, or -1.

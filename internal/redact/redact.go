@@ -21,11 +21,13 @@ const (
 
 	least   = 8       // bytes in a row of a secret that no text may hold
 	keep    = 64      // tokens that a Set knows
-	maxText = 8 << 10 // bytes of a text that are looked at, and returned
+	maxText = 4 << 10 // bytes of a text that are looked at, and returned
+
+	maxTexts = 8 << 10 // bytes of many texts together
 )
 
 // Set is what no message of one token source may carry. The zero value is
-// empty and ready. A nil Set masks nothing that it is not told. A Set is safe
+// empty and ready. A nil Set knows no secret. A Set is safe
 // for concurrent use.
 type Set struct {
 	mu     sync.Mutex
@@ -36,6 +38,9 @@ type Set struct {
 // Pin adds secrets that are kept for good: the client secret and what is made
 // of it.
 func (s *Set) Pin(secrets ...string) {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, secret := range secrets {
@@ -48,6 +53,9 @@ func (s *Set) Pin(secrets ...string) {
 // Add adds tokens. Each is kept until 64 others have been added since. A token
 // that is added again counts as new.
 func (s *Set) Add(tokens ...string) {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, token := range tokens {
@@ -76,16 +84,36 @@ func (s *Set) all() []string {
 // Text masks every known secret in text, which comes from outside. Of a secret
 // that is shorter than 8 bytes the whole is masked, of others any 8 bytes. If
 // that cannot be done, or not with little work, the whole text is withheld.
-// At most the first 8 KiB of text are returned.
-func (s *Set) Text(text string) string { return s.mask(text, false) }
+// At most the first 4 KiB of text are returned.
+func (s *Set) Text(text string) string { return s.mask(Cut(text, maxText), false) }
 
 // Body is Text for what may be a reply. It also masks the values of members
 // that are named access_token, refresh_token or token_type: they can be tokens
 // that nobody knows yet. It reads JSON, forms and what is left of them.
-func (s *Set) Body(text string) string { return s.mask(text, true) }
+func (s *Set) Body(text string) string { return s.mask(Cut(text, maxText), true) }
+
+// Each is Text for many short texts at once, which costs little more than for
+// one. Those after the first 8 KiB become empty.
+func (s *Set) Each(texts ...*string) {
+	var b strings.Builder
+	n := 0
+	for ; n < len(texts) && b.Len()+len(*texts[n]) < maxTexts; n++ {
+		b.WriteString(strings.ReplaceAll(*texts[n], "\x00", "\ufffd") + "\x00")
+	}
+	masked := strings.Split(s.mask(b.String(), false), "\x00")
+	for i, text := range texts {
+		switch {
+		case i >= n:
+			*text = ""
+		case len(masked) != n+1:
+			*text = withheld
+		default:
+			*text = masked[i]
+		}
+	}
+}
 
 func (s *Set) mask(text string, members bool) string {
-	text = Cut(text, maxText)
 	secrets := s.all()
 	for range 3 {
 		if len(secrets) == 0 && !members {

@@ -20,7 +20,7 @@ const (
 // tokens that nobody knows yet, too, and adds them to secrets. It returns
 // !ok if it gave up.
 func search(text string, secrets *[]string, members bool) (hidden []bool, found, ok bool) {
-	r := read(text)
+	r := read(text, *secrets)
 	if r == nil {
 		return nil, false, false
 	}
@@ -144,6 +144,10 @@ func (s *searcher) hide(from, to int) {
 func (s *searcher) members(in span) (values []string) {
 	b := s.bytes[in.from:in.to]
 	for i := 0; i < len(b); {
+		if c := b[i] | 0x20; c != 'a' && c != 'r' && c != 't' {
+			i++
+			continue
+		}
 		at := i + nameEnd(b[i:])
 		if at == i {
 			i++
@@ -165,9 +169,6 @@ func (s *searcher) members(in span) (values []string) {
 func nameEnd(b []byte) int {
 	starts := func(b []byte, word string) bool {
 		return len(b) >= len(word) && strings.EqualFold(string(b[:len(word)]), word)
-	}
-	if len(b) == 0 || strings.IndexByte("aArRtT", b[0]) < 0 {
-		return 0
 	}
 	for _, words := range [...][2]string{{"access", "token"}, {"refresh", "token"}, {"token", "type"}} {
 		if !starts(b, words[0]) {
@@ -194,11 +195,11 @@ func value(b []byte, i int) (from, to int) {
 		}
 		return n
 	}
-	skip(`\"'] ` + "`\t\r\n")
+	skip(`\"']+ ` + "`\t\r\n") // + for a space, in a form
 	if skip(":=>") == 0 {
 		return i, i
 	}
-	skip(" \t\r\n")
+	skip("+ \t\r\n")
 	slashes := skip(`\`)
 	if i == len(b) {
 		return i, i
@@ -218,12 +219,15 @@ func value(b []byte, i int) (from, to int) {
 		}
 		return from, len(b)
 	case '{', '[':
-		depth := 0
+		depth, quoted := 0, false
 		for n := i; n < len(b); n++ {
-			switch b[n] {
-			case '{', '[':
+			switch c := b[n]; {
+			case c == '"' && b[n-1] != '\\':
+				quoted = !quoted
+			case quoted:
+			case c == '{' || c == '[':
 				depth++
-			case '}', ']':
+			case c == '}' || c == ']':
 				depth--
 			}
 			if depth == 0 {

@@ -1,0 +1,45 @@
+// Package platform is for platforms with connected accounts: many access tokens
+// from one API key of Moov's, under one rate limit.
+//
+// A server that calls Moov for its accounts, with a token that is good for one
+// account and purpose alone:
+//
+//	tokens, err := platform.New(
+//		moovauth.Credentials{ClientID: publicKey, ClientSecret: secretKey},
+//		platform.WithRate(40), // a second: what Moov allows the API key
+//		platform.WithSource(moovauth.WithOrigin("https://example.com")),
+//	)
+//	if err != nil {
+//		return err
+//	}
+//	defer tokens.RevokeAll(context.Background())
+//	client, err := tokens.Client("/accounts/" + accountID + "/cards.read")
+//	if err != nil {
+//		return err
+//	}
+//	resp, err := client.Get("https://api.moov.io/accounts/" + accountID + "/cards")
+//
+// A server whose pages use Moov.js and the Drops, and need a token of their own
+// for the user who is logged in:
+//
+//	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
+//		user, err := sessions.User(r)
+//		if err != nil {
+//			return nil, err // the page gets a 403
+//		}
+//		return []string{"/accounts/" + user.MoovAccount + "/cards.write"}, nil
+//	}))
+//
+//	// In the page: const { access_token } = await (await fetch("/moov-token", { method: "POST" })).json()
+//
+// [Tokens] keeps a [moovauth.TokenSource] for each set of scopes, so all that its
+// documentation says holds here too. What is added is the line in which all
+// token and revoke requests wait, so that a thousand accounts that start at once
+// are served one after the other instead of being refused; a bound on how many
+// sources are kept; and tokens that are minted for a page, without a refresh
+// token.
+//
+// A cache given with [moovauth.WithCache] in [WithSource] has an entry for each
+// set of scopes. Processes that share an API key share its rate limit, and know of
+// each other only by Moov's 429s: give each its part of the rate.
+package platform

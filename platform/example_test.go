@@ -1,0 +1,154 @@
+package platform_test
+
+// This file is what pkg.go.dev shows.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"time"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
+	"github.com/moovauth/moovauth/platform"
+)
+
+// A client for each account and purpose. Its token is obtained on its first use.
+func ExampleTokens_Client() {
+	server := moovtest.NewServer() // for this example: yours is Moov
+	defer server.Close()
+	server.Handle("GET /accounts/{id}/cards", "/accounts/{id}/cards.read", http.HandlerFunc(
+		func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "the cards of %s", r.PathValue("id")) }))
+
+	tokens, err := platform.New(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		platform.WithRate(40),
+		platform.WithSource(moovauth.WithBaseURL(server.URL)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, account := range []string{"a1", "a2"} {
+		client, err := tokens.Client("/accounts/" + account + "/cards.read")
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp, err := client.Get(server.URL + "/accounts/" + account + "/cards")
+		if err != nil {
+			log.Fatal(err)
+		}
+		body := new(strings.Builder)
+		resp.Write(body)
+		resp.Body.Close()
+		fmt.Println(resp.StatusCode, body.String()[strings.LastIndex(body.String(), "\n")+1:])
+	}
+	fmt.Println("token requests:", len(server.TokenRequests()))
+	// Output:
+	// 200 the cards of a1
+	// 200 the cards of a2
+	// token requests: 2
+}
+
+// A page posts to the handler, with its session, and gets a token for its user.
+func ExampleTokens_Handler() {
+	server := moovtest.NewServer() // for this example: yours is Moov
+	defer server.Close()
+	tokens, err := platform.New(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		platform.WithSource(moovauth.WithBaseURL(server.URL)),
+		platform.WithOrigins("https://app.example.com")) // pages of the handler's own origin may ask anyway
+	if err != nil {
+		log.Fatal(err)
+	}
+	accounts := map[string]string{"session-of-ada": "a1"}
+	mux := http.NewServeMux()
+	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
+		cookie, err := r.Cookie("session")
+		if err != nil {
+			return nil, err
+		}
+		account, ok := accounts[cookie.Value]
+		if !ok {
+			return nil, errors.New("no such session")
+		}
+		return []string{"/accounts/" + account + "/cards.write"}, nil
+	}))
+
+	// What the page does, with fetch("/moov-token", { method: "POST" }):
+	for _, session := range []string{"session-of-ada", "session-of-mallory"} {
+		request := httptest.NewRequest(http.MethodPost, "https://example.com/moov-token", nil)
+		request.Header.Set("Origin", "https://example.com")
+		request.AddCookie(&http.Cookie{Name: "session", Value: session})
+		reply := httptest.NewRecorder()
+		mux.ServeHTTP(reply, request)
+		var token struct {
+			AccessToken string `json:"access_token"`
+			Scope       string
+		}
+		if err := json.Unmarshal(reply.Body.Bytes(), &token); err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(reply.Code, token.Scope, server.Alive(token.AccessToken))
+	}
+	// Output:
+	// 200 /accounts/a1/cards.write true
+	// 403  false
+}
+
+// A token for a mobile app, which an endpoint of your own hands on, and its end.
+func ExampleTokens_Mint() {
+	server := moovtest.NewServer() // for this example: yours is Moov
+	defer server.Close()
+	tokens, err := platform.New(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		platform.WithSource(moovauth.WithBaseURL(server.URL)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	token, err := tokens.Mint(ctx, "/accounts/a1/bank-accounts.write")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(server.Alive(token.AccessToken), token.RefreshToken == "")
+
+	if err := tokens.Revoke(ctx, token.AccessToken); err != nil { // the user has logged out
+		log.Fatal(err)
+	}
+	fmt.Println(server.Alive(token.AccessToken))
+	// Output:
+	// true true
+	// false
+}
+
+// When the process ends: what it could not revoke in time is in the error.
+func ExampleTokens_RevokeAll() {
+	tokens, err := platform.New(moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := tokens.RevokeAll(ctx); err != nil {
+			log.Print(err) // … 12 sources finished, 188 left: context deadline exceeded
+		}
+	}()
+}
+
+// What a dashboard shows.
+func ExampleTokens_Stats() {
+	tokens, err := platform.New(moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"}, platform.WithRate(40))
+	if err != nil {
+		log.Fatal(err)
+	}
+	s := tokens.Stats()
+	fmt.Printf("%d in line, the first for %v; %.1f requests a second, %d refused so far\n", s.InLine, s.LongestWait, s.Rate, s.Refused)
+	// Output:
+	// 0 in line, the first for 0s; 38.8 requests a second, 0 refused so far
+}

@@ -1,0 +1,18 @@
+module github.com/moovauth/moovauth/platform
+
+go 1.26.0
+
+replace github.com/moovauth/moovauth => ../
+
+require (
+	github.com/hashicorp/golang-lru/v2 v2.0.7
+	github.com/moovauth/moovauth v0.0.0-00010101000000-000000000000
+	github.com/stretchr/testify v1.12.1
+	golang.org/x/oauth2 v0.37.0
+	golang.org/x/time v0.16.0
+)
+
+require (
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+)

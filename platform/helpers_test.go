@@ -1,0 +1,121 @@
+package platform
+
+// This file is what several test files use: a server's rate limit, and callers.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+// limit is a server's rate limit, as a model of one: it counts what it lets
+// through in a second, which slides or begins at each whole second.
+type limit struct {
+	perSecond  int
+	fixed      bool
+	retryAfter time.Duration // 0: its 429s do not say
+
+	mu      sync.Mutex
+	served  []time.Time // in the last second
+	total   int
+	refused int
+}
+
+// admits reports whether a request that comes now is served.
+func (s *limit) admits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	recent := s.served[:0]
+	for _, at := range s.served {
+		if s.fixed && at.Unix() == now.Unix() || !s.fixed && now.Sub(at) < time.Second {
+			recent = append(recent, at)
+		}
+	}
+	s.served = recent
+	if len(s.served) >= s.perSecond {
+		s.refused++
+		return false
+	}
+	s.served = append(s.served, now)
+	s.total++
+	return true
+}
+
+// result is how a run went.
+type result struct {
+	took    time.Duration
+	refused int
+	failed  int
+}
+
+// crowd has n callers come at once, each of whom waits in l for its request to
+// s, which takes latency, and gets in line again if it is refused.
+func crowd(l *line, s *limit, n int, latency time.Duration) result {
+	start := time.Now()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var r result
+	for range n {
+		wg.Go(func() {
+			for {
+				if l.Wait(context.Background()) != nil {
+					mu.Lock()
+					r.failed++
+					mu.Unlock()
+					return
+				}
+				time.Sleep(latency / 2)
+				ok := s.admits()
+				time.Sleep(latency / 2)
+				if ok {
+					l.answered()
+					return
+				}
+				l.Refused(s.retryAfter)
+			}
+		})
+	}
+	wg.Wait()
+	r.took, r.refused = time.Since(start), s.refused
+	return r
+}
+
+// newTokens makes the tokens of an API key at server.
+func newTokens(t *testing.T, server *moovtest.Server, opts ...Option) *Tokens {
+	t.Helper()
+	opts = append([]Option{WithSource(moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client()))}, opts...)
+	tokens, err := New(moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret}, opts...)
+	require.NoError(t, err)
+	return tokens
+}
+
+// account is what is done with the nth account.
+func account(n int) []string {
+	return []string{fmt.Sprintf("/accounts/%06d/cards.write", n), fmt.Sprintf("/accounts/%06d/cards.read", n)}
+}
+
+// via is an http.Client whose replies are changed by what is given.
+func via(client *http.Client, change func(*http.Response)) *http.Client {
+	return &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+		resp, err := client.Transport.RoundTrip(req)
+		if err == nil {
+			change(resp)
+		}
+		return resp, err
+	})}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func withoutRetryAfter(resp *http.Response) { resp.Header.Del("Retry-After") }

@@ -1,0 +1,331 @@
+package platform
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+func TestTheLeastRecentlyUsedSourceGoes(t *testing.T) {
+	server := moovtest.NewServer()
+	defer server.Close()
+	tokens := newTokens(t, server, WithCapacity(1000))
+	held := make(map[int]*moovauth.TokenSource)
+	clients := make(map[int]*http.Client)
+	for i := range 10_000 {
+		source, err := tokens.Source(account(i)...)
+		require.NoError(t, err)
+		switch i % 500 {
+		case 0:
+			held[i] = source
+		case 1:
+			clients[i] = source.Client()
+		}
+		require.LessOrEqual(t, tokens.Stats().Sources, 1000)
+	}
+	assert.Equal(t, 1000, tokens.Stats().Sources)
+	runtime.GC()
+	for i, want := range held {
+		source, err := tokens.Source(account(i)...)
+		require.NoError(t, err)
+		assert.Same(t, want, source, "somebody has it")
+	}
+	for i, client := range clients {
+		source, err := tokens.Source(account(i)...)
+		require.NoError(t, err)
+		assert.Same(t, client.Transport.(*moovauth.Transport).Source, source, "somebody has its client")
+	}
+	assert.Equal(t, 1000, tokens.Stats().Sources)
+}
+
+// What is no longer kept, and nobody has, leaves nothing behind, also if it was
+// let go and came back several times.
+func TestLettingGoLeavesNothingBehind(t *testing.T) {
+	server := moovtest.NewServer()
+	defer server.Close()
+	tokens := newTokens(t, server, WithCapacity(2))
+	var gone atomic.Int64
+	func() {
+		for range 3 {
+			var held []*moovauth.TokenSource
+			for i := range 50 {
+				source, err := tokens.Source(account(i)...)
+				require.NoError(t, err)
+				held = append(held, source)
+			}
+			for _, source := range held {
+				runtime.AddCleanup(source, func(*atomic.Int64) { gone.Add(1) }, &gone)
+			}
+		}
+	}()
+	for range 100 {
+		runtime.GC()
+		tokens.sources.mu.Lock()
+		left := len(tokens.sources.gone)
+		tokens.sources.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond) // cleanups have a goroutine of their own
+	}
+	tokens.sources.mu.Lock()
+	defer tokens.sources.mu.Unlock()
+	assert.Empty(t, tokens.sources.gone)
+	assert.Equal(t, 2, tokens.sources.kept.Len())
+	assert.GreaterOrEqual(t, gone.Load(), int64(48))
+}
+
+// revocation is a platform whose accounts all have tokens.
+func revocation(t *testing.T, server *moovtest.Server, accounts int, opts ...Option) *Tokens {
+	t.Helper()
+	tokens := newTokens(t, server, append(opts, WithRate(1e6))...)
+	var callers sync.WaitGroup
+	for i := range accounts {
+		source, err := tokens.Source(account(i)...)
+		require.NoError(t, err)
+		callers.Go(func() {
+			_, err := source.Token()
+			assert.NoError(t, err)
+		})
+	}
+	callers.Wait()
+	tokens.line.mu.Lock()
+	defer tokens.line.mu.Unlock()
+	tokens.line.pace = newPace(10) // from now on
+	return tokens
+}
+
+func TestRevokeAllInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithLatency(80 * time.Millisecond))
+		defer server.Close()
+		tokens := revocation(t, server, 200)
+		start := time.Now()
+		require.NoError(t, tokens.RevokeAll(t.Context()))
+		assert.InDelta(t, 400/9.7, time.Since(start).Seconds(), 0.5)
+		assert.Empty(t, server.RefreshTokens())
+		assert.Empty(t, server.AccessTokens())
+		assert.EqualValues(t, 400, tokens.Stats().Revoked)
+		assert.Zero(t, tokens.Stats().Failed)
+		for i, r := range server.RevokeRequests() {
+			want := "refresh_token"
+			if i >= 200 {
+				want = "access_token"
+			}
+			require.Equal(t, want, r.Form.Get("token_type_hint"), i)
+		}
+		start = time.Now()
+		require.NoError(t, tokens.RevokeAll(t.Context()), "there is nothing left")
+		assert.Zero(t, time.Since(start))
+	})
+}
+
+func TestRevokeAllInFiveSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithRateLimit(1000), moovtest.WithLatency(80*time.Millisecond))
+		defer server.Close()
+		tokens := revocation(t, server, 200)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		start := time.Now()
+		err := tokens.RevokeAll(ctx)
+		assert.Less(t, time.Since(start), 5*time.Second+500*time.Millisecond)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, "0 sources finished, 200 left")
+		assert.NotContains(t, err.Error(), "\n")
+		requests := server.RevokeRequests()
+		assert.InDelta(t, 5*9.7, len(requests), 2, "within the rate")
+		for _, r := range requests {
+			assert.Equal(t, "refresh_token", r.Form.Get("token_type_hint"))
+		}
+		assert.InDelta(t, 200-5*9.7, len(server.RefreshTokens()), 2)
+		assert.EqualValues(t, 200, tokens.Stats().Failed)
+		synctest.Wait()
+		assert.Zero(t, tokens.Stats().InLine)
+
+		require.NoError(t, tokens.RevokeAll(t.Context()))
+		assert.Empty(t, server.RefreshTokens())
+		assert.Empty(t, server.AccessTokens())
+	})
+}
+
+func TestRevokeAllIsHalfDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		tokens := revocation(t, server, 20)
+		server.Enqueue(moovtest.Answer{Status: http.StatusBadRequest, Body: `{"error":"invalid_request"}`})
+		ctx, cancel := context.WithTimeout(t.Context(), 3100*time.Millisecond) // 31 of 41 requests
+		defer cancel()
+		err := tokens.RevokeAll(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, "9 sources finished, 11 left")
+		require.NoError(t, tokens.RevokeAll(t.Context()))
+		assert.Empty(t, server.RefreshTokens())
+
+		_, err = tokens.Source(account(1)...)
+		require.NoError(t, err)
+		assert.NoError(t, tokens.RevokeAll(t.Context()))
+	})
+}
+
+func TestRevokeAllSaysWhatMoovRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		tokens := revocation(t, server, 20)
+		server.Enqueue(moovtest.Answer{Status: http.StatusBadRequest, Body: `{"error":"invalid_request"}`})
+		err := tokens.RevokeAll(t.Context())
+		refused := new(moovauth.Error)
+		require.ErrorAs(t, err, &refused)
+		assert.ErrorContains(t, err, "19 sources finished, 1 left")
+		assert.NotErrorIs(t, err, context.DeadlineExceeded)
+		require.NoError(t, tokens.RevokeAll(t.Context()))
+	})
+}
+
+func TestRevokeAllWithAnEndedContext(t *testing.T) {
+	server := moovtest.NewServer()
+	defer server.Close()
+	tokens := newTokens(t, server)
+	source, err := tokens.Source("/ping.read")
+	require.NoError(t, err)
+	_, err = source.Token()
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = tokens.RevokeAll(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	assert.ErrorContains(t, err, "0 sources finished, 1 left")
+	assert.Empty(t, server.RevokeRequests())
+}
+
+// It also reaches sources that are no longer kept, as long as somebody has them.
+func TestRevokeAllReachesWhatSomebodyHas(t *testing.T) {
+	server := moovtest.NewServer()
+	defer server.Close()
+	tokens := newTokens(t, server, WithRate(1e6), WithCapacity(1))
+	var held []*moovauth.TokenSource
+	for i := range 20 {
+		source, err := tokens.Source(account(i)...)
+		require.NoError(t, err)
+		_, err = source.Token()
+		require.NoError(t, err)
+		held = append(held, source)
+	}
+	require.NoError(t, tokens.RevokeAll(t.Context()))
+	assert.Empty(t, server.RefreshTokens())
+	runtime.KeepAlive(held)
+}
+
+// More sources than are revoked at the same time: none is forgotten.
+func TestRevokeAllOfManySources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		tokens := revocation(t, server, revokeAtOnce+100)
+		require.NoError(t, tokens.RevokeAll(t.Context()))
+		assert.Empty(t, server.RefreshTokens())
+		assert.Empty(t, server.AccessTokens())
+	})
+}
+
+// mint is a RoundTripper that answers each token request, and keeps nothing, so
+// that what is measured is the client's.
+type mint struct{ n atomic.Int64 }
+
+func (m *mint) RoundTrip(req *http.Request) (*http.Response, error) {
+	body := fmt.Sprintf(`{"access_token":"%0*d","token_type":"Bearer","refresh_token":"%0*d","expires_in":900}`, accessLength, m.n.Add(1), refreshLength, m.n.Load())
+	return &http.Response{Status: "200 OK", StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
+}
+
+const accessLength, refreshLength = 900, 100
+
+// used is the memory in use: the heap, and stacks.
+func used() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+func TestMemoryForEachAccount(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a second")
+	}
+	const accounts = 10_000
+	synctest.Test(t, func(t *testing.T) {
+		tokens, err := New(moovauth.Credentials{ClientID: "id", ClientSecret: "secret"},
+			WithRate(1e9), WithSource(moovauth.WithHTTPClient(&http.Client{Transport: new(mint)})))
+		require.NoError(t, err)
+		before := used()
+		for i := range accounts {
+			source, err := tokens.Source(account(i)...)
+			require.NoError(t, err)
+			_, err = source.Token()
+			require.NoError(t, err)
+		}
+		rest := float64(used()-before)/accounts - accessLength - refreshLength
+		t.Logf("at rest: %.0f bytes for each account, beyond its token", rest)
+		assert.Less(t, rest, 3000.0)
+		runtime.KeepAlive(tokens)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		tokens, err := New(moovauth.Credentials{ClientID: "id", ClientSecret: "secret"},
+			WithRate(1e9), WithSource(moovauth.WithHTTPClient(&http.Client{Transport: new(mint)})))
+		require.NoError(t, err)
+		tokens.line.Refused(time.Minute)
+		before := used()
+		var callers sync.WaitGroup
+		for i := range accounts {
+			source, err := tokens.Source(account(i)...)
+			require.NoError(t, err)
+			callers.Go(func() {
+				_, err := source.Token()
+				assert.NoError(t, err)
+			})
+		}
+		synctest.Wait()
+		require.Equal(t, accounts, tokens.Stats().InLine)
+		line := float64(used()-before) / accounts
+		t.Logf("in line: %.0f bytes for each account, its caller's goroutine included", line)
+		assert.Less(t, line, 12_000.0)
+		callers.Wait()
+	})
+}
+
+// Nothing of what is kept tells a secret when it is printed.
+func TestPrintingTokens(t *testing.T) {
+	server := moovtest.NewServer()
+	defer server.Close()
+	tokens := newTokens(t, server, WithRate(1e6))
+	source, err := tokens.Source("/ping.read")
+	require.NoError(t, err)
+	token, err := source.Token()
+	require.NoError(t, err)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		text := fmt.Sprintf(verb, tokens) + fmt.Sprintf(verb, struct{ t any }{tokens})
+		for _, secret := range []string{server.ClientSecret, token.AccessToken, server.RefreshTokens()[0]} {
+			assert.NotContains(t, text, secret, verb)
+			assert.NotContains(t, text, fmt.Sprintf("%x", secret), verb)
+			assert.False(t, bytes.Contains([]byte(text), []byte(secret[:8])), verb)
+		}
+	}
+}
