@@ -29,6 +29,8 @@ type memory struct {
 	current atomic.Pointer[snapshot] // nil: nothing has happened yet
 	mu      sync.Mutex               // guards writing current, and what follows
 	behind  *past                    // nil: nothing to remember
+	narrow  atomic.Bool              // the last client-credentials grant lacked a scope, too
+	counts  counts
 }
 
 // past is what a source remembers beyond the snapshot. It stands behind a
@@ -36,7 +38,6 @@ type memory struct {
 type past struct {
 	former  []former  // no longer handed out, but maybe alive; oldest first
 	retired []uint64  // hashes of tokens that were invalidated or revoked, oldest first
-	narrow  bool      // the last client-credentials grant lacked a scope, too
 	said    [2]string // what was logged last: about the lifetime, about scopes
 }
 
@@ -44,6 +45,7 @@ type past struct {
 type snapshot struct {
 	held       *held    // nil: no token
 	cooling    *coolOff // nil: the last flight succeeded, or there was none
+	failure    *failed  // the last one, also after it has been overcome; nil: none
 	refreshing bool     // a background refresh is under way
 	revokes    int      // how often Revoke took the tokens
 	refusals   int      // invalidations in a row, each of a token that was new
@@ -67,6 +69,12 @@ type coolOff struct {
 	failures   int   // in a row
 	err        error // the last one's
 	background bool  // nobody waited for the flight
+}
+
+// failed is how a flight failed.
+type failed struct {
+	err error
+	at  time.Time
 }
 
 // former is a token that is no longer handed out, but may be alive.
@@ -224,21 +232,6 @@ func (m *memory) gone(token string) bool {
 	return m.isRetired(token)
 }
 
-// setNarrow says whether client credentials lacked a scope, too.
-func (m *memory) setNarrow(narrow bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if narrow || m.behind != nil {
-		m.past().narrow = narrow
-	}
-}
-
-func (m *memory) isNarrow() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.behind != nil && m.behind.narrow
-}
-
 // mark says whether the refresh token in hand may be sent. It may not while it
 // is under way, so that it is not sent again if its grant ends in the middle.
 func (m *memory) mark(refresh string, sendable bool) {
@@ -273,7 +266,7 @@ func (m *memory) fail(err error, background bool, now instant, wait func(failure
 			pause = min(pause, good) // it ends with the token in any case
 		}
 		c.until = now.add(pause)
-		s.cooling = c
+		s.cooling, s.failure = c, &failed{err, now.time()}
 	})
 	return c
 }

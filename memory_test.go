@@ -294,16 +294,6 @@ func TestMarkIsOfOneRefreshToken(t *testing.T) {
 	new(memory).mark("refresh", true)
 }
 
-func TestNarrow(t *testing.T) {
-	t.Parallel()
-	m := new(memory)
-	assert.False(t, m.isNarrow())
-	m.setNarrow(true)
-	assert.True(t, m.isNarrow())
-	m.setNarrow(false)
-	assert.False(t, m.isNarrow())
-}
-
 func TestLateTokensAreRememberedForRevokeAlone(t *testing.T) {
 	t.Parallel()
 	m := memoryWith()
@@ -671,10 +661,8 @@ var writers = map[string]func(m *memory){
 	"invalidate":   func(m *memory) { m.invalidate("access", instant{}) },
 	"take":         func(m *memory) { m.take(nil, instant{}) },
 	"revoked":      func(m *memory) { m.revoked("another") },
-	"setNarrow":    func(m *memory) { m.setNarrow(true) },
 	"first":        func(m *memory) { m.first(aboutScopes, "a") },
 	"gone":         func(m *memory) { m.gone("access") }, // it reads what is not in the snapshot
-	"isNarrow":     func(m *memory) { m.isNarrow() },
 }
 
 func TestMemoryIsOnlyWrittenUnderItsLock(t *testing.T) {
