@@ -172,6 +172,13 @@ func (st *store) visit() *visit {
 	return &visit{st, min(maxCacheTime, st.timeout/4)}
 }
 
+// within leaves v no more time than b has.
+func (v *visit) within(b *budget) {
+	if v != nil {
+		v.left = min(v.left, b.left())
+	}
+}
+
 // locker is the cache's Locker, or nil.
 func (v *visit) locker() Locker {
 	if v == nil {

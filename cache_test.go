@@ -408,6 +408,37 @@ func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
 	})
 }
 
+// The clock of a machine is ahead by up to a minute: to that machine, what others cached
+// expires earlier, and is alive for that long afterwards.
+func TestAdoptedTokenIsRevokedWhileTheOtherMachinesClockSaysThatItLives(t *testing.T) {
+	for _, ahead := range []time.Duration{0, 30 * time.Second, 59 * time.Second} {
+		t.Run(ahead.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				cache := newLockingCache()
+				first := token(t, sourceOf(t, server, WithCache(cache)))
+				s := sourceOf(t, server, WithCache(cache))
+				clock := s.endpoint.clock
+				s.endpoint.clock = func() instant {
+					now := clock()
+					now.wall += int64(ahead)
+					return now
+				}
+				require.Equal(t, first.AccessToken, token(t, s).AccessToken)
+				require.Len(t, server.TokenRequests(), 1)
+
+				time.Sleep(15*time.Minute - 2*time.Second)
+				require.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
+				require.True(t, server.Alive(first.AccessToken))
+				require.NoError(t, s.Revoke(t.Context()))
+				assert.False(t, server.Alive(first.AccessToken))
+				assert.Empty(t, server.AccessTokens())
+			})
+		})
+	}
+}
+
 func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)

@@ -129,7 +129,7 @@ func (e *endpoint) attempt(ctx context.Context, r *request) (*reply, error) {
 	most := share(r.budget.timeout, left)
 	cause := fmt.Errorf("no answer within %v: %w", most, context.DeadlineExceeded)
 	if most == left {
-		cause = fmt.Errorf("not done within %v (see WithTimeout): %w", r.budget.timeout, context.DeadlineExceeded)
+		cause = notWithin(r.budget.timeout)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, most, cause)
 	defer cancel()
@@ -139,6 +139,10 @@ func (e *endpoint) attempt(ctx context.Context, r *request) (*reply, error) {
 		return nil, failure("", err)
 	}
 	return rep, nil
+}
+
+func notWithin(timeout time.Duration) error {
+	return fmt.Errorf("not done within %v (see WithTimeout): %w", timeout, context.DeadlineExceeded)
 }
 
 func (e *endpoint) once(ctx context.Context, r *request) (*reply, error) {
@@ -292,37 +296,4 @@ func ended(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-var errLine = fmt.Errorf("no place came up in time: %w", context.DeadlineExceeded)
-
-// wait waits in line until the limiter lets a request go, for at most as long
-// as most says.
-func (e *endpoint) wait(ctx context.Context, most time.Duration) error {
-	if e.limiter == nil {
-		return nil
-	}
-	ctx, cancel := context.WithCancelCause(undated{ctx})
-	defer cancel(nil)
-	defer time.AfterFunc(most, func() { cancel(errLine) }).Stop()
-	_, err := guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
-		func() (struct{}, error) { return struct{}{}, e.limiter.Wait(ctx) }, nil)
-	if err == nil {
-		return nil
-	}
-	return failure("", e.redact.Error("moovauth: waiting for the Limiter", ended(ctx, err)))
-}
-
-// undated is a context that does not say when it ends: a rate.Limiter refuses at
-// once if it sees that its turn comes later.
-type undated struct{ context.Context }
-
-func (undated) Deadline() (deadline time.Time, ok bool) { return deadline, false }
-
-// tell tells the limiter of a 429.
-func (e *endpoint) tell(ctx context.Context, retryAfter time.Duration) {
-	if l, ok := e.limiter.(interface{ Refused(time.Duration) }); ok {
-		_, _ = guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
-			func() (struct{}, error) { l.Refused(retryAfter); return struct{}{}, nil }, nil)
-	}
 }

@@ -45,6 +45,7 @@ type grant struct {
 	within     time.Duration // WithTimeout, or what is left of it
 	budget     *budget
 	end        time.Time // of its time in line
+	cached     string    // the access token that the cache had
 
 	mu      sync.Mutex
 	given   bool                    // up, for a Revoke
@@ -129,6 +130,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if e == nil {
 		return nil, nil
 	}
+	g.cached = e.AccessToken
 	now := g.clock()
 	life := time.Duration(e.ExpiresIn) * time.Second
 	left := min(e.Expiry.Sub(now.time()), life)
@@ -140,6 +142,7 @@ func (g *grant) look(ctx context.Context) (*held, *entry) {
 	if !g.memory.adopt(h, e.Spent, now) {
 		return nil, e
 	}
+	g.memory.counts.adopted.Add(1)
 	g.log(slog.LevelDebug, "moovauth: token adopted from the cache", "expiry", h.token.Expiry)
 	return h, e
 }
@@ -209,13 +212,20 @@ func (g *grant) goOn(ctx context.Context, refresh string, cached *entry, err err
 // none.
 func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refresh string) (*held, error) {
 	form.Set("grant_type", grantType)
+	began := time.Now()
 	r, err := g.do(ctx, &request{
 		op: opToken, grantType: grantType, form: form, budget: g.budget, line: g.line,
 		good:   func() time.Duration { return g.memory.load().good(g.clock()) },
 		repeat: func(err error) bool { return refresh == "" || len(g.scopes) == 0 || reusable(err) },
 		late:   g.tooLate,
 	})
+	n := &g.memory.counts
+	succeeded, failed := &n.grants, &n.failed
+	if grantType == grantRefreshToken {
+		succeeded, failed = &n.refreshes, &n.failedOnes
+	}
 	if err != nil {
+		failed.Add(1)
 		g.mu.Lock()
 		g.unknown = g.unknown || context.Cause(ctx) == errRevoked && !errors.As(err, new(*unsent))
 		g.mu.Unlock()
@@ -226,9 +236,10 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		return nil, errRevoked
 	}
 	now := g.clock()
-	if s := g.memory.load(); r.assumed && s.held != nil && s.held.token.AccessToken == r.token.AccessToken {
+	inHand := g.memory.load().held
+	if r.assumed && (r.token.AccessToken == g.cached || inHand != nil && r.token.AccessToken == inHand.token.AccessToken) {
 		g.tooLate(r)
-		return nil, g.useless(grantType, r, "the server handed out the token in hand once more, and does not say how long it lives")
+		return nil, g.useless(grantType, r, "the server handed out the same token once more, and does not say how long it lives")
 	}
 	t := *r.token
 	t.RefreshToken = cmp.Or(t.RefreshToken, refresh)
@@ -237,11 +248,17 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 	if r.warning == "" { // the server gave the lifetime in whole seconds, between then and now
 		h.endAt = now.add(r.lifetime + time.Second)
 	}
+	if now.reached(h.expireAt) {
+		g.tooLate(r)
+		return nil, g.useless(grantType, r, "the token expired on its way")
+	}
 	if !g.memory.obtain(h, refresh, now) {
 		g.tooLate(r)
 		return nil, g.useless(grantType, r, "the server handed out a token that was invalidated or revoked")
 	}
-	broken := g.report(grantType, r, h)
+	g.redact.Keep(g.memory.texts(now))
+	succeeded.Add(1)
+	broken := g.report(grantType, r, h, time.Since(began))
 	g.cache.put(ctx, &entry{Token: h.token, Members: r.members, Spent: refresh, Assumed: r.warning != ""})
 	if broken != nil {
 		return nil, failure("", broken)
@@ -263,14 +280,14 @@ func (g *grant) tooLate(r *reply) {
 }
 
 // report logs what a grant brought, and what is odd about it: once.
-func (g *grant) report(grantType string, r *reply, h *held) error {
+func (g *grant) report(grantType string, r *reply, h *held, took time.Duration) error {
 	var errs []error
 	log := func(level slog.Level, msg string, attrs ...any) {
 		errs = append(errs, g.log(level, msg, append([]any{"grant_type", grantType, "request_id", r.requestID}, attrs...)...))
 	}
 	missing := g.missingScopes(h)
 	if grantType == grantClientCredentials {
-		g.memory.setNarrow(len(missing) > 0)
+		g.memory.narrow.Store(len(missing) > 0)
 		if g.memory.first(aboutScopes, strings.Join(missing, " ")) {
 			log(slog.LevelWarn, "moovauth: the server did not grant all scopes", "missing", missing)
 		}
@@ -278,7 +295,7 @@ func (g *grant) report(grantType string, r *reply, h *held) error {
 	if g.memory.first(aboutLifetime, r.warning) {
 		log(slog.LevelWarn, "moovauth: "+r.warning)
 	}
-	log(slog.LevelDebug, "moovauth: token obtained", "expiry", h.token.Expiry)
+	log(slog.LevelDebug, "moovauth: token obtained", "expiry", h.token.Expiry, "duration", took)
 	return errors.Join(errs...)
 }
 
@@ -294,7 +311,9 @@ func (g *grant) missingScopes(h *held) []string {
 }
 
 // lacksScope reports whether client credentials may bring a scope that h lacks.
-func (g *grant) lacksScope(h *held) bool { return len(g.missingScopes(h)) > 0 && !g.memory.isNarrow() }
+func (g *grant) lacksScope(h *held) bool {
+	return len(g.missingScopes(h)) > 0 && !g.memory.narrow.Load()
+}
 
 // newHeld is t, which lives for life from at on, with its phases.
 func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held {
@@ -312,51 +331,17 @@ func (e *endpoint) newHeld(t oauth2.Token, at instant, life time.Duration) *held
 	return h
 }
 
-// line waits in line for the limiter. A grant with a good token in hand waits no
-// longer than that is good. Time in line does not count towards WithTimeout.
-func (g *grant) line(ctx context.Context) error {
-	if g.limiter == nil {
-		return nil
-	}
-	most := time.Until(g.end)
-	if good := g.memory.load().good(g.clock()); good > 0 {
-		most = min(most, good)
-	}
-	return g.budget.stop(func() error {
-		return g.inLine(ctx, func(ctx context.Context) error { return g.wait(ctx, most) })
+// coolDown leaves the server alone for a while after this grant has failed.
+func (g *grant) coolDown(err error, took time.Duration) {
+	var wait, good time.Duration
+	c := g.memory.fail(err, g.background, g.clock(), func(failures int, left time.Duration) time.Duration {
+		good = left
+		if failures > 1 || !errors.As(err, new(*guard.PanicError)) { // else the server has not failed
+			wait = coolDown(failures, left, g.random())
+		}
+		wait = max(wait, spread(asked(err), g.random()))
+		return wait
 	})
-}
-
-// inLine calls wait with a context that ends if a Revoke comes.
-func (g *grant) inLine(ctx context.Context, wait func(context.Context) error) error {
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
-	g.mu.Lock()
-	given := g.given
-	g.leave = leave
-	g.mu.Unlock()
-	if given {
-		return errRevoked
-	}
-	err := wait(ctx)
-	g.mu.Lock()
-	g.leave = nil
-	g.mu.Unlock()
-	return err
-}
-
-// giveWay ends the wait in line for a Revoke, now and from now on.
-func (g *grant) giveWay() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.given = true
-	if g.leave != nil {
-		g.leave(errRevoked)
-	}
-}
-
-func (g *grant) gaveWay() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.given
+	g.log(slog.LevelWarn, "moovauth: no token obtained",
+		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good, "duration", took)...)
 }

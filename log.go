@@ -1,11 +1,15 @@
 package moovauth
 
 // This file is the one way to the logger, which a user plugged in and which may
-// panic or hang.
+// panic or hang. docs/operations.md lists the records.
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/moovauth/moovauth/internal/guard"
@@ -23,10 +27,19 @@ func (c *config) log(level slog.Level, msg string, attrs ...any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), maxLog)
 	defer cancel()
 	_, err := guard.Call(ctx, guard.Code{Name: "slog.Handler", Redact: &c.redact}, func() (struct{}, error) {
-		c.logger.Log(ctx, level, msg, attrs...)
+		if c.logger.Enabled(ctx, level) {
+			c.logger.Log(ctx, level, msg, append(attrs, "client_id", c.creds.ClientID, "scopes", c.fingerprint())...)
+		}
 		return struct{}{}, nil
 	}, nil)
 	return err
+}
+
+// fingerprint is a short name for the configured scopes, in any order. Sources
+// for the same scopes have the same one.
+func (c *config) fingerprint() string {
+	hash := sha256.Sum256([]byte(strings.Join(slices.Compact(slices.Sorted(slices.Values(c.scopes))), " ")))
+	return hex.EncodeToString(hash[:4])
 }
 
 // withStack adds to a log record's attributes if err is a panic.

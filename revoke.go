@@ -4,9 +4,11 @@ package moovauth
 // that the caller has, TokenSource.Revoke for all that a source has obtained.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"time"
 )
@@ -51,6 +53,7 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 	line := func(ctx context.Context) error {
 		return b.stop(func() error { return e.wait(ctx, time.Until(end)) })
 	}
+	began := time.Now()
 	for {
 		err := line(ctx)
 		if err == nil {
@@ -61,6 +64,11 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 			})
 		}
 		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
+			if err != nil {
+				e.log(slog.LevelWarn, "moovauth: token not revoked", "token_type_hint", hint, "error", err, "duration", time.Since(began))
+			} else {
+				e.log(slog.LevelDebug, "moovauth: token revoked", "token_type_hint", hint, "duration", time.Since(began))
+			}
 			return err
 		}
 		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
@@ -98,6 +106,8 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		b.timeout = min(b.timeout, time.Until(deadline))
 	}
 	var errs []error
+	cache := s.store.visit()
+	before, unread := cache.get(ctx) // another process may replace it while this one waits
 	unknown, err := s.takeTurn(ctx, b)
 	if err != nil {
 		return err
@@ -107,31 +117,39 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 		errs = append(errs, errors.New("moovauth: Revoke: the grant in progress did not end in time and was cancelled: it may have brought a token that lives on, unknown to this source"))
 	}
 
-	cache := s.store.visit()
+	cache.within(b)
 	unlock, locked := cache.lock(ctx)
 	defer unlock()
 	if cache.locker() != nil && !locked {
 		errs = append(errs, errors.New("moovauth: Revoke: no lock on the cache: another process may be obtaining a token, which lives on"))
 	}
 	cached, err := cache.get(ctx)
-	if err != nil {
+	if err = cmp.Or(err, unread); err != nil {
 		errs = append(errs, fmt.Errorf("moovauth: Revoke: the cache could not be read: tokens in it that this source does not know live on: %w", err))
 	}
 	var more []former
-	if cached != nil {
-		more = []former{{cached.RefreshToken, RefreshToken, never}, {cached.AccessToken, AccessToken, never}}
+	for _, e := range []*entry{before, cached} {
+		if e != nil {
+			more = append(more, former{e.RefreshToken, RefreshToken, never}, former{e.AccessToken, AccessToken, never})
+		}
 	}
 	taken := s.memory.take(more, e.clock())
 	alive := false
+	shares := len(taken)
+	if cached != nil {
+		shares++ // to delete the entry
+	}
 	for i, f := range taken {
-		err := e.revoke(ctx, f.token, f.hint, b.part(len(taken)-i))
+		err := e.revoke(ctx, f.token, f.hint, b.part(shares-i))
 		if err == nil {
 			s.memory.revoked(f.token)
+			s.memory.counts.revoked.Add(1)
 			continue
 		}
 		errs = append(errs, err) // f stays known, here and in the cache, for the next Revoke
 		alive = alive || cached != nil && (f.token == cached.AccessToken || f.token == cached.RefreshToken)
 	}
+	cache.within(b)
 	if cached != nil && !alive {
 		cache.remove(ctx, cached)
 	}
@@ -141,6 +159,8 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 // takeTurn waits for the grant in progress for half of the time, then cancels
 // it. unknown says that the grant may have brought a token that nobody knows.
 func (s *TokenSource) takeTurn(ctx context.Context, b *budget) (unknown bool, err error) {
+	s.revokes.Add(1)
+	defer s.revokes.Add(-1)
 	if g := s.running.Load(); g != nil {
 		g.giveWay()
 	}

@@ -2,6 +2,8 @@ package moovauth
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/http"
 	"sync"
 	"testing"
@@ -304,5 +306,212 @@ func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
 			revoked = append(revoked, r.Form.Get("token"))
 		}
 		assert.Contains(t, revoked, "old")
+	})
+}
+
+// assertAllDead fails if the server has a living token.
+func assertAllDead(t testing.TB, server *moovtest.Server) {
+	t.Helper()
+	assert.Empty(t, server.RefreshTokens(), "refresh tokens live on")
+	assert.Empty(t, server.AccessTokens(), "access tokens live on")
+}
+
+func TestRevokeOfAFreshProcessRevokesWhatTheCacheHolds(t *testing.T) {
+	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				token(t, sourceOf(t, server, WithCache(cache)))
+				logout := sourceOf(t, server, WithCache(cache))
+				require.NoError(t, logout.Revoke(t.Context()))
+				assertAllDead(t, server)
+				assert.Len(t, server.RevokeRequests(), 2)
+				entry, err := logout.store.visit().get(t.Context())
+				require.NoError(t, err)
+				assert.Nil(t, entry, "the entry is deleted last")
+			})
+		})
+	}
+}
+
+func TestRevokeReachesWhatAnotherProcessPutIntoTheCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
+		token(t, a)
+		token(t, b) // adopts it
+		time.Sleep(time.Hour)
+		token(t, b) // refreshes it
+		require.NoError(t, a.Revoke(t.Context()))
+		assertAllDead(t, server)
+	})
+}
+
+func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		token(t, sourceOf(t, server, WithCache(cache)))
+		server.Enqueue(moovtest.Answer{Status: 403})
+		require.Error(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
+		assert.Len(t, server.RefreshTokens(), 1)
+		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()), "another process finishes it")
+		assertAllDead(t, server)
+	})
+}
+
+func TestRefreshTokenThatAFirewallRefusedIsRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		token(t, s)
+		time.Sleep(time.Hour)
+		server.Enqueue(moovtest.Answer{Status: 403, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html>Blocked by the firewall</html>"})
+		token(t, s)
+		require.Len(t, server.RefreshTokens(), 2, "the first one still mints tokens")
+		require.NoError(t, s.Revoke(t.Context()))
+		assertAllDead(t, server)
+	})
+}
+
+func TestBackgroundGrantThatHadNotBegunBringsNothingAfterRevoke(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			server := inMemory(t)
+			s := sourceOf(t, server)
+			token(t, s)
+			time.Sleep(14 * time.Minute)
+			token(t, s) // starts a background grant
+			require.NoError(t, s.Revoke(t.Context()))
+			time.Sleep(time.Minute)
+			assertAllDead(t, server)
+		})
+	}
+}
+
+func TestTokenRevokedByItsSourceIsNeverAdoptedAgain(t *testing.T) {
+	for name, late := range map[string]bool{"the entry could not be deleted": false, "a Put comes late": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				kept := new(memoryCache)
+				cache := fakeCache{
+					get:    func(ctx context.Context) ([]byte, error) { return kept.Get(ctx, "") },
+					put:    func(ctx context.Context, data []byte) error { return kept.Put(ctx, "", data) },
+					remove: func(context.Context) error { return errors.New("read only") },
+					lock:   func(context.Context) (func(), error) { return func() {}, nil },
+				}
+				if late {
+					cache.put = func(ctx context.Context, data []byte) error {
+						time.AfterFunc(time.Minute, func() { _ = kept.Put(context.Background(), "", data) })
+						<-ctx.Done()
+						return ctx.Err()
+					}
+				}
+				out := new(page)
+				s := sourceOf(t, server, WithCache(cache), WithLogger(slog.New(slog.NewTextHandler(out, nil))))
+				revoked := token(t, s)
+				require.NoError(t, s.Revoke(t.Context()))
+				time.Sleep(2 * time.Minute)
+
+				// Masked, whatever shows it.
+				answer := moovtest.Answer{Status: 400, Body: `{"error":"` + revoked.AccessToken + ` ` + revoked.RefreshToken + `"}`}
+				server.Enqueue(answer)
+				_, err := s.Token()
+				require.Error(t, err)
+				out.print(err)
+				assert.NotContains(t, out.text.String(), revoked.AccessToken)
+				assert.NotContains(t, out.text.String(), revoked.RefreshToken)
+
+				time.Sleep(time.Minute)
+				assert.NotEqual(t, revoked.AccessToken, token(t, s).AccessToken)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+func TestRevokeDuringAGrantThatHangsRevokesWhatIsInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		hang := false
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if hang && r.URL.Path == tokenPath {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return server.Transport().RoundTrip(r)
+		})}))
+		token(t, s)
+		time.Sleep(14 * time.Minute)
+		hang = true
+		token(t, s)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		err := s.Revoke(ctx)
+		assert.ErrorContains(t, err, "the grant in progress did not end in time and was cancelled")
+		assert.Equal(t, 2500*time.Millisecond, time.Since(began), "half of the time that it had")
+		assertAllDead(t, server)
+		hang = false
+		require.NoError(t, s.Revoke(t.Context()))
+		token(t, s)
+	})
+}
+
+func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		for range 9 {
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(time.Minute)
+		}
+		token(t, s)
+		server.SetLatency(time.Hour)
+		began := time.Now()
+		err := s.Revoke(context.Background())
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.Equal(t, defaultTimeout, time.Since(began))
+		tried := make(map[string]bool)
+		for _, r := range server.RevokeRequests() {
+			tried[r.Form.Get("token")] = true
+		}
+		assert.Len(t, tried, 11, "each is tried, with an equal share of the time")
+	})
+}
+
+func TestRevokeWithAContextThatHasEndedSaysThatNothingWasRevoked(t *testing.T) {
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	token(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := s.Revoke(ctx)
+	assert.ErrorIs(t, err, context.Canceled)
+	assert.ErrorContains(t, err, "nothing was revoked, since the context had ended")
+	assert.NotContains(t, err.Error(), "another")
+	assert.Empty(t, server.RevokeRequests())
+}
+
+// The limit that the documentation names: 16 former tokens.
+func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(time.Second) {
+			if tok, err := s.Token(); err == nil {
+				s.Invalidate(tok.AccessToken)
+			}
+		}
+		issued := len(server.TokenRequests())
+		require.LessOrEqual(t, issued, 26, "the back-off makes them few")
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.LessOrEqual(t, len(server.AccessTokens()), issued-maxFormer)
+		assert.Empty(t, server.RefreshTokens())
 	})
 }

@@ -265,7 +265,7 @@ func TestSecretsInOddPlacesOfAReply(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := onLoopback(t)
+			server := onLoopback(t, moovtest.WithCredentials("public-key", "s3cr3t-of-an-API-key"))
 			a := answer(server.ClientSecret)
 			server.Enqueue(a, a, a)
 			seen := new(page)

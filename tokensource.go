@@ -25,16 +25,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net/http"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
-
-	"github.com/moovauth/moovauth/internal/guard"
 )
 
 // TokenSource is an [oauth2.TokenSource] that always has a good token, or an
@@ -55,6 +51,7 @@ type TokenSource struct {
 	flights atomic.Pointer[singleflight.Group] // the flight that callers share; nil: there is none
 	turn    *semaphore.Weighted                // held by a flight and by Revoke: who may talk to the server
 	running atomic.Pointer[grant]              // the flight's, while it has the turn
+	revokes atomic.Int32                       // calls of Revoke that wait for the turn
 	waiting atomic.Int32                       // callers that wait for a flight
 }
 
@@ -141,26 +138,42 @@ var errZero = errors.New("moovauth: this TokenSource is a zero value: make one w
 
 // wait joins the shared flight, or starts it.
 func (s *TokenSource) wait(ctx context.Context) (*held, error) {
+	began, joined := time.Now(), false
 	s.waiting.Add(1)
-	defer s.waiting.Add(-1)
-	for began := time.Now(); ; {
+	defer func() {
+		s.waiting.Add(-1)
+		if joined {
+			s.memory.counts.waited.Add(1)
+			s.memory.counts.waits.Add(uint64(time.Since(began)))
+		}
+	}()
+	timeout := s.endpoint.timeout
+	var late <-chan time.Time
+	if s.endpoint.limiter == nil { // else time in line does not count
+		// The flights that it joins may begin later than it, or wait for a Revoke.
+		timer := time.NewTimer(timeout + grace)
+		defer timer.Stop()
+		late = timer.C
+	}
+	for {
 		if ctx.Err() != nil {
 			return nil, gaveUp(ctx)
 		}
 		if c := s.memory.load().blocked(s.endpoint.clock()); c != nil {
 			return nil, c.failure()
 		}
+		joined = true
 		// A caller that joined a background refresh in vain has less time left.
-		within := s.endpoint.timeout
-		if s.endpoint.limiter == nil { // else time in line does not count
-			within = max(within-time.Since(began), within/10)
+		within := timeout
+		if late != nil {
+			within = max(timeout-time.Since(began), timeout/10)
 		}
 		select {
 		case r := <-s.fly(&grant{within: within}):
 			landed := r.Val.(landing)
 			switch {
-			case landed.err == nil && s.memory.gone(landed.held.token.AccessToken):
-				// It was invalidated or revoked while the flight was ending.
+			case landed.err == nil && (s.memory.gone(landed.held.token.AccessToken) || s.endpoint.clock().reached(landed.held.expireAt)):
+				// It was invalidated or revoked, or expired, while the flight was ending.
 			case landed.err == nil:
 				s.refresh(s.endpoint.clock()) // if the cache had a stale token
 				return landed.held, nil
@@ -169,9 +182,15 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 			}
 		case <-ctx.Done():
 			return nil, gaveUp(ctx)
+		case <-late:
+			return nil, failure("moovauth: gave up waiting for a token", notWithin(timeout))
 		}
 	}
 }
+
+// grace is how much longer than WithTimeout a caller waits, so that it gets the
+// error of the grant, which says more than its own. It is a little more than heed.
+const grace = 300 * time.Millisecond
 
 func gaveUp(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != ctx.Err() {
@@ -226,27 +245,18 @@ func (s *TokenSource) obtain(g *grant) (*held, error) {
 	g.waiting, g.cancel = &s.waiting, cancel
 	s.running.Store(g)
 	defer s.running.Store(nil)
+	if s.revokes.Load() > 0 { // one that came before there was a grant to give way
+		g.giveWay()
+	}
+	began := time.Now()
 	h, err := g.run(ctx)
+	if err != nil && context.Cause(ctx) == errRevoked { // whatever else went wrong at that moment
+		err = errRevoked
+	}
 	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
-		s.coolDown(err, g.background)
+		g.coolDown(err, time.Since(began))
 	}
 	return h, err
-}
-
-// coolDown leaves the server alone for a while after a failed flight.
-func (s *TokenSource) coolDown(err error, background bool) {
-	e := s.endpoint
-	var wait, good time.Duration
-	c := s.memory.fail(err, background, e.clock(), func(failures int, left time.Duration) time.Duration {
-		good = left
-		if failures > 1 || !errors.As(err, new(*guard.PanicError)) { // else the server has not failed
-			wait = coolDown(failures, left, e.random())
-		}
-		wait = max(wait, spread(asked(err), e.random()))
-		return wait
-	})
-	e.log(slog.LevelWarn, "moovauth: no token obtained",
-		withStack(err, "error", err, "failures", c.failures, "delay", wait, "token_good_for", good)...)
 }
 
 // failure is what a caller gets while c lasts.
@@ -260,19 +270,7 @@ func (c *coolOff) failure() error { return &CoolDownError{Until: c.until.time(),
 // everything does not cause a flood of token requests; callers get a
 // [*CoolDownError] meanwhile. It is back at 1 s once a token has lasted.
 func (s *TokenSource) Invalidate(accessToken string) {
-	if s.endpoint != nil {
-		s.memory.invalidate(accessToken, s.endpoint.clock())
+	if s.endpoint != nil && s.memory.invalidate(accessToken, s.endpoint.clock()) {
+		s.memory.counts.invalidated.Add(1)
 	}
-}
-
-// Client returns a client that authorises its requests to the base URL's host
-// with s, through a [Transport] on the transport of the client given with
-// [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
-func (s *TokenSource) Client() *http.Client {
-	var c http.Client
-	if s.endpoint != nil { // else its requests fail, and say why
-		c = *s.endpoint.client
-	}
-	c.Transport = &Transport{Base: c.Transport, Source: s}
-	return &c
 }

@@ -791,6 +791,49 @@ func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
 	})
 }
 
+// atTheWait is a context that does something at the moment when its caller has
+// joined a flight and is about to wait for it.
+type atTheWait struct {
+	context.Context
+	do func()
+}
+
+func (c *atTheWait) Done() <-chan struct{} {
+	if do := c.do; do != nil {
+		c.do = nil
+		do()
+	}
+	return c.Context.Done()
+}
+
+// A flight that has ended has its result ready for a caller that has not come to
+// read it yet.
+func TestFlightThatHasEndedDoesNotHandOutWhatIsGone(t *testing.T) {
+	for name, take := range map[string]func(s *TokenSource){
+		"Revoke":     func(s *TokenSource) { require.NoError(t, s.Revoke(context.Background())) },
+		"Invalidate": func(s *TokenSource) { s.Invalidate(s.memory.load().held.token.AccessToken) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				s := sourceOf(t, server)
+				var first string
+				tok, err := s.TokenContext(&atTheWait{t.Context(), func() {
+					synctest.Wait() // the flight has ended
+					first = s.memory.load().held.token.AccessToken
+					take(s)
+				}})
+				require.NoError(t, err)
+				require.NotEmpty(t, first)
+				assert.NotEqual(t, first, tok.AccessToken)
+				assert.True(t, server.Alive(tok.AccessToken))
+				assert.Len(t, server.TokenRequests(), 2)
+			})
+		})
+	}
+}
+
 func TestInvalidateDuringABackgroundGrantIsNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)

@@ -36,6 +36,8 @@ import (
 // If it has none, the caller gets the 401 with the part of the body that was
 // read. If that is not all, it ends in [io.ErrUnexpectedEOF].
 //
+// A 429 is returned as it is. The [Limiter] of a *TokenSource is told of it.
+//
 // If Source has a TokenContext method, it is called with the request's context
 // instead of Token. A request whose deadline passes meanwhile ends in an error
 // whose Timeout method reports true.
@@ -51,6 +53,18 @@ type Transport struct {
 	err     error // what is wrong with the fields
 
 	closingIdle atomic.Bool // CloseIdleConnections is under way
+}
+
+// Client returns a client that authorises its requests to the base URL's host
+// with s, through a [Transport] on the transport of the client given with
+// [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
+func (s *TokenSource) Client() *http.Client {
+	var c http.Client
+	if s.endpoint != nil { // else its requests fail, and say why
+		c = *s.endpoint.client
+	}
+	c.Transport = &Transport{Base: c.Transport, Source: s}
+	return &c
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -89,11 +103,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if sent == nil {
 		return t.send(t.prepare(req, before, keep, ""))
 	}
-	resp, err := t.send(t.prepare(req, before, false, sent.authorization))
+	resp, err := t.sendWith(sent, t.prepare(req, before, false, sent.authorization))
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	t.invalidate(sent)
 	hasBody := req.Body != nil && req.Body != http.NoBody
 	if hasBody && req.GetBody == nil {
 		return resp, nil
@@ -110,11 +123,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 	}
-	resp, err = t.send(again)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		t.invalidate(fresh)
-	}
-	return resp, err
+	return t.sendWith(fresh, again)
 }
 
 // check says what is wrong with t, or with req. It returns the passage through
@@ -202,10 +211,27 @@ func (t *Transport) send(req *http.Request) (*http.Response, error) {
 	if resp == nil && err == nil {
 		return nil, fmt.Errorf("moovauth: Transport.Base, a %T, returned neither a response nor an error", t.base())
 	}
-	if s, ok := t.Source.(*TokenSource); ok && err == nil && resp.StatusCode == http.StatusTooManyRequests {
-		s.endpoint.tell(req.Context(), retryAfter(resp.Header, time.Now()))
-	}
 	return resp, err
+}
+
+// sendWith sends req, which has a token of Source, and tells Source of a 401 and
+// its limiter of a 429.
+func (t *Transport) sendWith(token *held, req *http.Request) (*http.Response, error) {
+	resp, err := t.send(req)
+	if err != nil {
+		return resp, err
+	}
+	switch resp.StatusCode {
+	case http.StatusUnauthorized:
+		if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
+			source.Invalidate(token.token.AccessToken)
+		}
+	case http.StatusTooManyRequests:
+		if source, ok := t.Source.(*TokenSource); ok {
+			source.endpoint.tell(req.Context(), retryAfter(resp.Header, time.Now()))
+		}
+	}
+	return resp, nil
 }
 
 // token asks Source.
@@ -229,13 +255,6 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 		return nil, errors.New("moovauth: Transport.Source returned no access token, and no error")
 	}
 	return &held{token: *token, authorization: token.Type() + " " + token.AccessToken}, nil
-}
-
-// invalidate tells Source that the server has refused a token.
-func (t *Transport) invalidate(refused *held) {
-	if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
-		source.Invalidate(refused.token.AccessToken)
-	}
 }
 
 // tokenError is why there is no token for a request. A [*url.Error] asks the

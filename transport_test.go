@@ -1140,6 +1140,14 @@ func getWith(ctx context.Context, client *http.Client, target string) error {
 	return err
 }
 
+// hidden is an error that only errors.Is looks into.
+type hidden struct {
+	error
+	in error
+}
+
+func (e hidden) Is(target error) bool { return target == e.in }
+
 // timeouter is an error with net.Error's methods.
 type timeouter struct {
 	error
@@ -1160,11 +1168,12 @@ func TestTimeoutAndTemporaryOfASourcesError(t *testing.T) {
 		{"plain", plain, false, false},
 		{"a deadline", fmt.Errorf("no token: %w", context.DeadlineExceeded), true, true},
 		{"a deadline beside something else", fmt.Errorf("%w: %w", timeouter{plain, false, true}, context.DeadlineExceeded), true, true},
-		{"one that is hidden but for errors.Is", setOf("s3cr3t-key").Error("asking", fmt.Errorf("s3cr3t-key: %w", context.DeadlineExceeded)), true, false},
+		{"one that had something to mask", setOf("s3cr3t-key").Error("asking", fmt.Errorf("s3cr3t-key: %w", context.DeadlineExceeded)), true, false},
+		{"one that is hidden but for errors.Is", hidden{plain, context.DeadlineExceeded}, true, false},
 		{"a file's", os.ErrDeadlineExceeded, true, true},
 		{"within url.Error, deeper than it looks", &url.Error{Op: "Post", URL: "x", Err: fmt.Errorf("x: %w", context.DeadlineExceeded)}, true, false},
-		{"a cool-down that follows one", timeouter{context.DeadlineExceeded, false, true}, false, true},
-		{"within another error", fmt.Errorf("x: %w", timeouter{context.DeadlineExceeded, false, false}), false, false},
+		{"a cool-down that follows one", &CoolDownError{Err: fmt.Errorf("no token: %w", context.DeadlineExceeded)}, false, true},
+		{"a cool-down within another error", fmt.Errorf("x: %w", &CoolDownError{Err: &Error{StatusCode: 401}}), false, false},
 		{"cancelled", context.Canceled, false, false},
 	} {
 		_, err := (&http.Client{Transport: &Transport{Source: failing{nil, c.err}, Base: new(sink)}}).Get(DefaultBaseURL)
@@ -1187,4 +1196,36 @@ func TestRoundTripAllocatesNoMoreThanItHasTo(t *testing.T) {
 	req.Header.Set("Accept", "application/json")
 	allocs := testing.AllocsPerRun(100, func() { _, _ = tr.RoundTrip(req) })
 	assert.LessOrEqual(t, allocs, 4.0, "the request, its header's two parts, and what the header holds")
+}
+
+// toldLimiter is a Limiter that wants to know of refusals.
+type toldLimiter struct{ told []time.Duration }
+
+func (*toldLimiter) Wait(context.Context) error { return nil }
+
+func (l *toldLimiter) Refused(retryAfter time.Duration) { l.told = append(l.told, retryAfter) }
+
+func TestLimiterIsToldOfEach429(t *testing.T) {
+	limiter := new(toldLimiter)
+	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithLimiter(limiter), WithToken(&oauth2.Token{AccessToken: "x"}))
+	require.NoError(t, err)
+	header := http.Header{"Retry-After": {"7"}}
+	base := roundTripper(func(r *http.Request) (*http.Response, error) {
+		status := http.StatusTooManyRequests
+		if r.URL.Path == "/ping" {
+			status = http.StatusOK
+		}
+		return &http.Response{StatusCode: status, Header: header, Body: http.NoBody, Request: r}, nil
+	})
+	tr := &Transport{Source: s, Base: base}
+	for _, path := range []string{"/transfers", "/ping", tokenPath} {
+		_, err := roundTrip(t, tr, DefaultBaseURL+path)
+		require.NoError(t, err)
+	}
+	assert.Equal(t, []time.Duration{7 * time.Second}, limiter.told, "not of a token request, of which the source tells")
+	header.Del("Retry-After")
+	resp, err := roundTrip(t, tr, DefaultBaseURL)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode, "which is returned as it is")
+	assert.Equal(t, []time.Duration{7 * time.Second, 0}, limiter.told)
 }

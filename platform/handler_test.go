@@ -177,6 +177,16 @@ func TestHandlerAnswers(t *testing.T) {
 	}
 }
 
+// A page must not take its token for alive when it is dead.
+func TestExpiresInIsRoundedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithExpiresInSeconds(), moovtest.WithLatency(300*time.Millisecond))
+		defer server.Close()
+		b := newBrowser(t, server)
+		assert.Contains(t, read(t, b.answer(post("42"))), `"expires_in":899,`)
+	})
+}
+
 func TestPreflight(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -237,6 +247,7 @@ func TestMoovRefusesTheHandler(t *testing.T) {
 				requests := server.TokenRequests()
 				if test.answer.Handler == nil && test.answer.Latency == 0 {
 					assert.Contains(t, b.log.String(), requests[len(requests)-1].RequestID)
+					assert.Contains(t, records.String(), requests[len(requests)-1].RequestID, "the sources' logger has it, too")
 				}
 				assert.Equal(t, 1, strings.Count(b.log.String(), "\n"), b.log.String())
 				for _, text := range []string{body, b.log.String(), records.String(), fmt.Sprint(resp.Header)} {
@@ -415,33 +426,35 @@ func (s *safeBuffer) String() string {
 }
 
 func TestAThousandPostsAtOnce(t *testing.T) {
-	server := moovtest.NewServer()
-	defer server.Close()
-	tokens := newTokens(t, server, WithRate(1e6))
-	h := tokens.Handler(user)
-	var mu sync.Mutex
-	seen := make(map[string]int)
-	var callers sync.WaitGroup
-	for i := range 1000 {
-		callers.Go(func() {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, post(fmt.Sprint(i%200)))
-			var token struct {
-				AccessToken string `json:"access_token"`
-				Scope       string `json:"scope"`
-			}
-			assert.NoError(t, json.NewDecoder(w.Body).Decode(&token))
-			assert.Equal(t, fmt.Sprintf("/accounts/%[1]d/cards.read /accounts/%[1]d/cards.write", i%200), token.Scope)
-			mu.Lock()
-			defer mu.Unlock()
-			seen[token.AccessToken]++
-		})
-	}
-	callers.Wait()
-	assert.Len(t, seen, 1000)
-	assert.Len(t, server.AccessTokens(), 1000)
-	assert.EqualValues(t, 1000, tokens.Stats().Minted)
-	assert.Zero(t, tokens.Stats().Sources)
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithLatency(80 * time.Millisecond))
+		defer server.Close()
+		tokens := newTokens(t, server, WithRate(200))
+		h := tokens.Handler(user)
+		var mu sync.Mutex
+		seen := make(map[string]int)
+		var callers sync.WaitGroup
+		for i := range 1000 {
+			callers.Go(func() {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, post(fmt.Sprint(i%200)))
+				var token struct {
+					AccessToken string `json:"access_token"`
+					Scope       string `json:"scope"`
+				}
+				assert.NoError(t, json.NewDecoder(w.Body).Decode(&token))
+				assert.Equal(t, fmt.Sprintf("/accounts/%[1]d/cards.read /accounts/%[1]d/cards.write", i%200), token.Scope)
+				mu.Lock()
+				defer mu.Unlock()
+				seen[token.AccessToken]++
+			})
+		}
+		callers.Wait()
+		assert.Len(t, seen, 1000)
+		assert.Len(t, server.AccessTokens(), 1000)
+		assert.EqualValues(t, 1000, tokens.Stats().Minted)
+		assert.Zero(t, tokens.Stats().Sources)
+	})
 }
 
 func TestHandlerNeedsAFunction(t *testing.T) {

@@ -453,7 +453,7 @@ func TestEndless429s(t *testing.T) {
 		synctest.Wait()
 		assert.Zero(t, tokens.Stats().InLine)
 		assert.LessOrEqual(t, len(server.TokenRequests()), requests+50)
-		assert.Equal(t, before, runtime.NumGoroutine())
+		assert.LessOrEqual(t, runtime.NumGoroutine(), before)
 	})
 }
 

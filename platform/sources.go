@@ -131,23 +131,17 @@ const revokeAtOnce = 1000
 // left. The next RevokeAll goes on with those.
 func (t *Tokens) RevokeAll(ctx context.Context) error {
 	all := t.sources.all()
-	// Without ctx's deadline, of which a source would give each of its tokens a
-	// share, though most of the time is spent in line.
-	undated, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer cancel(nil)
-	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
-
 	var mu sync.Mutex // guards what follows
 	var finished int
 	var failure error // the first that is not ctx's
 	revoke := func(source *moovauth.TokenSource) {
-		err := source.Revoke(undated)
+		err := source.Revoke(ctx)
 		mu.Lock()
 		defer mu.Unlock()
 		switch {
 		case err == nil:
 			finished++
-		case failure == nil && undated.Err() == nil:
+		case failure == nil && ctx.Err() == nil:
 			failure = err
 		}
 	}
@@ -161,7 +155,7 @@ func (t *Tokens) RevokeAll(ctx context.Context) error {
 		})
 	}
 	for _, source := range all {
-		if undated.Err() != nil {
+		if ctx.Err() != nil {
 			break
 		}
 		next <- source

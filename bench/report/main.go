@@ -1,7 +1,8 @@
-// Report turns the output of one go test -bench run, and of one rollover run,
-// into the tables of README.md, which it writes between their marks:
+// Report turns the output of one go test -bench run, of one rollover run and of
+// one run of platform into the tables of README.md, which it writes between their
+// marks:
 //
-//	go run ./report -bench results/bench.txt -rollover results/rollover.txt -o README.md -brief ../README.md
+//	go run ./report -bench results/bench.txt -rollover results/rollover.txt -platform results/platform.txt -o README.md -brief ../README.md
 //
 // Where a benchmark was run several times, its median counts.
 package main
@@ -24,17 +25,18 @@ import (
 func main() {
 	bench := flag.String("bench", "results/bench.txt", "`file` with the output of go test -bench")
 	rollover := flag.String("rollover", "results/rollover.txt", "`file` with the output of rollover")
+	platform := flag.String("platform", "results/platform.txt", "`file` with the tables of platform")
 	out := flag.String("o", "README.md", "`file` to write the tables to")
 	brief := flag.String("brief", "../README.md", "`file` to write the rollover's tables alone to")
 	flag.Parse()
-	if err := update(*bench, *rollover, *out, *brief); err != nil {
+	if err := update(*bench, *rollover, *platform, *out, *brief); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
 	}
 }
 
 // update writes the tables into the files readme and brief.
-func update(bench, rollover, readme, brief string) error {
+func update(bench, rollover, platform, readme, brief string) error {
 	f, err := os.Open(bench)
 	if err != nil {
 		return err
@@ -48,8 +50,12 @@ func update(bench, rollover, readme, brief string) error {
 	if err != nil {
 		return err
 	}
+	served, err := os.ReadFile(platform)
+	if err != nil {
+		return err
+	}
 	return errors.Join(
-		rewrite(readme, section{"benchmarks", results.markdown()}, section{"rollover", string(rolled)}),
+		rewrite(readme, section{"benchmarks", results.markdown()}, section{"rollover", string(rolled)}, section{"platform", string(served)}),
 		rewrite(brief, section{"rollover", tablesOf(string(rolled))}),
 	)
 }

@@ -71,7 +71,7 @@ func TestREADMEsAreFromTheResults(t *testing.T) {
 		before[i], copies[i] = string(text), filepath.Join(t.TempDir(), "README.md")
 		require.NoError(t, os.WriteFile(copies[i], text, 0o600))
 	}
-	require.NoError(t, update("../results/bench.txt", "../results/rollover.txt", copies[0], copies[1]))
+	require.NoError(t, update("../results/bench.txt", "../results/rollover.txt", "../results/platform.txt", copies[0], copies[1]))
 	for i, file := range copies {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)

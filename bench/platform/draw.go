@@ -1,0 +1,124 @@
+package platform
+
+// The picture: callers served over time, one column for each limit of the server.
+
+import (
+	"bytes"
+	"fmt"
+	"image/color"
+	"io"
+	"time"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+const (
+	width  = 820 * vg.Inch / 96 // 820 pixels
+	height = 330 * vg.Inch / 96
+	steps  = 240 // of a line
+)
+
+var (
+	colors = []color.Color{ // of the subjects
+		color.RGBA{R: 20, G: 75, B: 160, A: 255},
+		color.RGBA{R: 120, G: 165, B: 215, A: 255},
+		color.RGBA{R: 225, G: 140, B: 30, A: 255},
+		color.RGBA{R: 210, G: 30, B: 30, A: 255},
+	}
+	grey = color.RGBA{R: 120, G: 120, B: 120, A: 255}
+)
+
+// served is how many had been served at each step up to end, in seconds.
+func (c *crowd) servedBy(end float64) plotter.XYs {
+	var line plotter.XYs
+	n := 0
+	for step := range steps + 1 {
+		x := end * float64(step) / steps
+		for n < len(c.served) && c.served[n] <= time.Duration(x*float64(time.Second)) {
+			n++
+		}
+		line = append(line, plotter.XY{X: x, Y: float64(n)})
+	}
+	return line
+}
+
+func (r *results) panel(half int) (*plot.Plot, error) {
+	p := plot.New()
+	end := 1.3 * r.floor(half)
+	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, end, 0, float64(r.accounts)*1.02
+	p.X.Padding, p.Y.Padding = 0, 0
+	p.X.Label.Text = "seconds since all wanted a token"
+	if half == 0 {
+		p.Y.Label.Text = "accounts served"
+	}
+	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
+		axis.Tick.Label.Font = sans(8)
+		axis.Label.TextStyle.Font = sans(8.5)
+		axis.LineStyle.Width = 0.5
+		axis.Tick.LineStyle.Width = 0.5
+	}
+	floor, err := plotter.NewLine(plotter.XYs{{X: 0, Y: 0}, {X: r.floor(half), Y: float64(r.accounts)}})
+	if err != nil {
+		return nil, err
+	}
+	floor.Color, floor.Width, floor.Dashes = grey, 0.7, []vg.Length{2, 2}
+	p.Add(floor)
+	p.Title.Text = fmt.Sprintf("The server takes %d a second", r.takes(half))
+	p.Title.TextStyle.Font = sans(11)
+	p.Title.Padding = 6
+	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = false, false, -4, 20
+	p.Legend.TextStyle.Font = sans(7.5)
+	p.Legend.ThumbnailWidth = 12
+	p.Legend.Padding = 1.5
+	for i := len(subjects) - 1; i >= 0; i-- { // the first lies on top
+		c := r.crowds[half][i]
+		line, err := plotter.NewLine(c.servedBy(end))
+		if err != nil {
+			return nil, err
+		}
+		line.Color, line.Width = colors[i], 1.6
+		p.Add(line)
+	}
+	for i, s := range subjects {
+		c := r.crowds[half][i]
+		p.Legend.Add(fmt.Sprintf("%s: %d failed, %d refused", s.short, c.failed, c.refused), &plotter.Line{LineStyle: draw.LineStyle{Color: colors[i], Width: 1.6}})
+	}
+	p.Legend.Add("as fast as the server takes them", floor)
+	return p, nil
+}
+
+func sans(size vg.Length) font.Font {
+	return font.Font{Typeface: "Liberation", Variant: "Sans", Size: size}
+}
+
+// paint draws the crowds as SVG, on a white ground, which a dark page needs.
+func (r *results) paint(out io.Writer) error {
+	picture := vgsvg.New(width, height)
+	canvas := draw.New(picture)
+	canvas.SetColor(color.White)
+	canvas.Fill(canvas.Rectangle.Path())
+	var row []*plot.Plot
+	for half := range r.crowds {
+		p, err := r.panel(half)
+		if err != nil {
+			return err
+		}
+		row = append(row, p)
+	}
+	tiles := draw.Tiles{Rows: 1, Cols: 2, PadX: 18, PadTop: 6, PadBottom: 4, PadLeft: 4, PadRight: 10}
+	for i, at := range plot.Align([][]*plot.Plot{row}, tiles, canvas)[0] {
+		row[i].Draw(at)
+	}
+	var svg bytes.Buffer
+	if _, err := picture.WriteTo(&svg); err != nil {
+		return err
+	}
+	// If the font is missing, a browser would take one with serifs.
+	_, err := out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
+	return err
+}

@@ -1,0 +1,215 @@
+package platform
+
+// This file is how it is measured. Everything here is called in a synctest bubble.
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/moovauth/moovauth/moovtest"
+)
+
+const lifetime = 15 * time.Minute // of a token
+
+// plan is what is measured.
+type plan struct {
+	accounts  int
+	perSecond int           // that the key is said to be allowed
+	every     time.Duration // a caller of a platform that runs wants a token
+	length    time.Duration // of such a run
+	weighed   int           // accounts whose memory is measured
+}
+
+var (
+	full  = plan{accounts: 1000, perSecond: 40, every: 30 * time.Second, length: time.Hour, weighed: 10_000}
+	short = plan{accounts: 200, perSecond: 20, every: time.Minute, length: 20 * time.Minute, weighed: 500}
+)
+
+// crowd is what came of accounts that all want a token at once.
+type crowd struct {
+	served  []time.Duration // when each got it, in order
+	failed  int             // callers that got an error
+	refused int             // requests answered 429
+}
+
+// day is what came of a platform that runs.
+type day struct {
+	calls, failed     int
+	slow              int // calls that waited for more than a second
+	longest           time.Duration
+	requests, refused int
+}
+
+// network is the way to a server: 60 to 100 ms there and back, the same on each run.
+type network struct {
+	base http.RoundTripper
+
+	mu                sync.Mutex
+	random            *rand.Rand
+	requests, refused int
+}
+
+func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
+	n.mu.Lock()
+	half := time.Duration(30+n.random.IntN(20)) * time.Millisecond
+	n.requests++
+	n.mu.Unlock()
+	time.Sleep(half)
+	resp, err := n.base.RoundTrip(req)
+	time.Sleep(half)
+	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
+		n.mu.Lock()
+		n.refused++
+		n.mu.Unlock()
+	}
+	return resp, err
+}
+
+// open is a server that takes so many requests a second, and s on it.
+func (p plan) open(s subject, takes int) (*moovtest.Server, *network, func(string) error, error) {
+	server := moovtest.NewInMemory(moovtest.WithRateLimit(takes), moovtest.WithLifetime(lifetime),
+		moovtest.WithExpiresInSeconds()) // what clientcredentials can read
+	n := &network{base: server.Transport(), random: rand.New(rand.NewPCG(1, 2))}
+	token, _, err := s.open(key{id: server.ClientID, secret: server.ClientSecret, url: server.URL,
+		client: &http.Client{Transport: n}, perSecond: p.perSecond})
+	return server, n, token, err
+}
+
+// atOnce lets all accounts want a token at the same time, once.
+func (p plan) atOnce(s subject, takes int) (*crowd, error) {
+	server, n, token, err := p.open(s, takes)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Close()
+	start := time.Now()
+	var mu sync.Mutex
+	c := new(crowd)
+	var callers sync.WaitGroup
+	for i := range p.accounts {
+		callers.Go(func() {
+			err := token(scopeOf(i))
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				c.failed++
+			} else {
+				c.served = append(c.served, time.Since(start))
+			}
+		})
+	}
+	callers.Wait()
+	slices.Sort(c.served)
+	c.refused = n.refused
+	return c, nil
+}
+
+// run lets all accounts start at once, and then each want a token again and again.
+func (p plan) run(s subject, takes int) (*day, error) {
+	server, n, token, err := p.open(s, takes)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Close()
+	start := time.Now()
+	var mu sync.Mutex
+	d := new(day)
+	var callers sync.WaitGroup
+	for i := range p.accounts {
+		callers.Go(func() {
+			for time.Since(start) < p.length {
+				called := time.Now()
+				err := token(scopeOf(i))
+				waited := time.Since(called)
+				mu.Lock()
+				d.calls++
+				if err != nil {
+					d.failed++
+				}
+				if waited > time.Second {
+					d.slow++
+				}
+				d.longest = max(d.longest, waited)
+				mu.Unlock()
+				time.Sleep(p.every)
+			}
+		})
+	}
+	callers.Wait()
+	time.Sleep(time.Minute) // for what goes on in the background
+	d.requests, d.refused = n.requests, n.refused
+	return d, nil
+}
+
+// weight is the memory that an account takes, in bytes, its token included.
+type weight struct{ first, later float64 }
+
+// tokenSize is the length of an access token: that of moovtest's.
+const tokenSize = 250
+
+// weigh measures what p.weighed accounts hold after each has got its first token,
+// and after an hour in which each was asked for every minute.
+func (p plan) weigh(s subject) (*weight, error) {
+	token, all, err := s.open(key{id: "public-key", secret: "secret-key", url: "https://moov.test",
+		client: &http.Client{Transport: new(press)}, perSecond: 1e6})
+	if err != nil {
+		return nil, err
+	}
+	warm(4 * p.weighed)
+	before := used()
+	w := new(weight)
+	for minute := range 60 {
+		for i := range p.weighed {
+			if err := token(scopeOf(i)); err != nil {
+				return nil, err
+			}
+		}
+		if minute == 0 {
+			time.Sleep(time.Second)
+			w.first = (used() - before) / float64(p.weighed)
+		}
+		time.Sleep(time.Minute)
+	}
+	w.later = (used() - before) / float64(p.weighed)
+	runtime.KeepAlive(all)
+	return w, nil
+}
+
+// press is a server that hands out tokens and remembers nothing.
+type press struct{ n atomic.Int64 }
+
+func (p *press) RoundTrip(req *http.Request) (*http.Response, error) {
+	n := p.n.Add(1)
+	body := fmt.Sprintf(`{"access_token":"%0*d","token_type":"Bearer","refresh_token":"%026d","expires_in":900,"scope":%q}`, tokenSize, n, n, "/ping.read")
+	return &http.Response{Status: "200 OK", StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
+}
+
+// warm has n goroutines at a time, so that what the runtime keeps of goroutines
+// that have ended is not counted as somebody's.
+func warm(n int) {
+	end := make(chan struct{})
+	var goroutines sync.WaitGroup
+	for range n {
+		goroutines.Go(func() { <-end })
+	}
+	close(end)
+	goroutines.Wait()
+}
+
+// used is the memory in use after a collection.
+func used() float64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc + m.StackInuse)
+}

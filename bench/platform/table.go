@@ -1,0 +1,73 @@
+package platform
+
+// The tables: what came of each run.
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// results are those of all subjects, in their order.
+type results struct {
+	plan
+	crowds [2][]*crowd // the server takes the rate, and half of it
+	days   [2][]*day
+	weighs []*weight
+}
+
+// takes is what the server takes in a second, in either run.
+func (p plan) takes(half int) int { return []int{p.perSecond, p.perSecond / 2}[half] }
+
+// floor is when the last could be served at the earliest.
+func (p plan) floor(half int) float64 { return float64(p.accounts) / float64(p.takes(half)) }
+
+func (r *results) write(out io.Writer) {
+	fmt.Fprintf(out, "%d accounts, each with a token of its own, on one API key; requests take 60 to 100 ms; all but clientcredentials alone assume %d requests a second.\n",
+		r.accounts, r.perSecond)
+	for half, crowds := range r.crowds {
+		fmt.Fprintf(out, "\nAll want a token at once, and the server takes %d a second:\n\n", r.takes(half))
+		fmt.Fprintln(out, "| | served | failed | requests refused | the last served | beside the floor |")
+		fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|")
+		for i, c := range crowds {
+			last, beside := "", ""
+			if len(c.served) > 0 {
+				at := c.served[len(c.served)-1]
+				last = fmt.Sprintf("%.1f s", at.Seconds())
+				if c.failed == 0 {
+					beside = fmt.Sprintf("%.2f×", at.Seconds()/r.floor(half))
+				}
+			}
+			fmt.Fprintf(out, "| %s | %d | %d | %d | %s | %s |\n", subjects[i].title, len(c.served), c.failed, c.refused, last, beside)
+		}
+	}
+	for half, days := range r.days {
+		fmt.Fprintf(out, "\nAll start at once and want a token every %s for %s, tokens live for %s, and the server takes %d a second:\n\n",
+			plain(r.every), plain(r.length), plain(lifetime), r.takes(half))
+		fmt.Fprintln(out, "| | calls | failed | waited for over 1 s | longest wait | token requests | refused |")
+		fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|--:|")
+		for i, d := range days {
+			fmt.Fprintf(out, "| %s | %d | %d | %d | %.1f s | %d | %d |\n",
+				subjects[i].title, d.calls, d.failed, d.slow, d.longest.Round(100*time.Millisecond).Seconds(), d.requests, d.refused)
+		}
+	}
+	fmt.Fprintf(out, "\nBytes for each of %d accounts, its token of %d bytes included:\n\n", r.weighed, tokenSize)
+	fmt.Fprintln(out, "| | with its first token | after an hour |")
+	fmt.Fprintln(out, "|---|--:|--:|")
+	for i, w := range r.weighs {
+		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", subjects[i].title, w.first, w.later)
+	}
+}
+
+// plain is d without the minutes and seconds that are 0.
+func plain(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
