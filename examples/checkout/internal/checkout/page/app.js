@@ -56,7 +56,7 @@ async function refused(its, reply) {
 // tells the caller's waiting function.
 async function call(its, method, path, { body, waiting = () => {}, quiet = false } = {}) {
 	for (;;) {
-		if (its === session && Date.now() >= its.expiry) { // the computer was asleep, say
+		if (its === session && Date.now() >= its.expiry && !its.waiting) { // the computer was asleep, say
 			clearTimeout(its.timer);
 			its.renewing ??= renew(its).finally(() => { its.renewing = null; }); // one for all calls
 			await its.renewing;
@@ -89,7 +89,7 @@ async function signIn(user) {
 	const reply = await fetch("/sign-in", { method: "POST", body: new URLSearchParams({ user: user.id }) }).catch(() => Response.error());
 	note("POST", "/sign-in", reply.status, "your server: a session cookie");
 	if (!reply.ok) return say("signed", "bad", `${reply.status || "No reply"}.`, " That did not work. Is the server running?");
-	begin(user);
+	begin((await reply.json()).user);
 }
 
 async function signOut() {
@@ -151,7 +151,7 @@ async function callMany() {
 	}));
 	if (late) note("GET", cards(its.user), 429, `Moov’s API: ${late} times, waited for`);
 	note("GET", cards(its.user), bad ? 0 : 200, `Moov’s API: ${good} of 25`);
-	say("limited", bad ? "bad" : "good", `${good} of 25 calls answered.`, ` The API refused ${late} at first with 429; the page waited as long as Retry-After said, and called again.`);
+	say("limited", bad ? "bad" : "good", `${good} of 25 calls answered.`, ` The API said 429 to ${late} that came too early. The page waited as long as Retry-After said, and made them again.`);
 }
 
 async function ping() {
@@ -177,7 +177,6 @@ function begin(user) {
 function end() {
 	if (session) clearTimeout(session.timer);
 	session = null;
-	say("token", "", "", "");
 	say("signed", "", "", "");
 	enable();
 	draw();
@@ -187,7 +186,14 @@ function end() {
 // does not get lost, and a screen reader finds them.
 function enable() {
 	for (const id of ["link", "other", "many", "ping", "out"]) $(id).setAttribute("aria-disabled", String(!session));
-	for (const button of $("users").children) button.setAttribute("aria-pressed", String(button.value === session?.user.id));
+	for (const button of $("users").children) {
+		const { name } = server.users.find((user) => user.id === button.value);
+		const pressed = button.value === session?.user.id;
+		button.setAttribute("aria-pressed", String(pressed));
+		text(button.firstElementChild, pressed ? `Signed in as ${name}` : session ? `Switch to ${name}` : `Sign in as ${name}`);
+	}
+	$("users").classList.toggle("first", !session);
+	if (!session) say("token", "", "", "There is no token: nobody is signed in.");
 }
 
 function draw() {
@@ -195,7 +201,7 @@ function draw() {
 	const left = token ? Math.max(0, session.expiry - Date.now()) / 1000 : 0;
 	const share = token ? left / Math.max(1, token.expires_in) : 0;
 	$("left").style.strokeDasharray = `${100 * share} 100`;
-	$("ring").classList.toggle("due", share <= 0.2);
+	$("ring").classList.toggle("due", Boolean(token) && share <= 0.2);
 	const [number, unit] = !token ? ["–", "no token"] : left > 5400 ? [Math.round(left / 3600), "hours left"]
 		: left > 90 ? [Math.round(left / 60), "minutes left"] : [Math.ceil(left), left ? "seconds left" : "expired"];
 	text($("seconds"), number);
@@ -216,7 +222,7 @@ function draw() {
 function say(id, kind, strong, rest) {
 	const line = $(id);
 	line.className = `status ${kind}`;
-	line.replaceChildren(...strong ? [element("b", strong), rest] : rest ? [rest] : []);
+	line.replaceChildren(...strong ? [element("b", strong)] : [], ...rest ? [rest] : []);
 }
 
 const waits = (id) => (seconds, status) => say(id, "warn", `${status}.`, ` The API is at its limit. The page calls again in ${seconds} s, as Retry-After says.`);
@@ -246,11 +252,12 @@ const named = (status) => status ? `${status}.` : "No reply.";
 
 // --- The start ---
 
-function press(id, action) {
+function press(id, status, action) {
 	let busy = false; // a second click while the first is under way does nothing
 	$(id).addEventListener("click", async () => {
-		if (busy || !session) return;
-		if (!session.token && id !== "out") return;
+		if (busy) return;
+		if (!session) return say(status, "warn", "", "Sign in first.");
+		if (!session.token && id !== "out") return say(status, "warn", "", "There is no token yet.");
 		busy = true;
 		try { await action(); } finally { busy = false; }
 	});
@@ -267,18 +274,18 @@ async function start() {
 	for (const e of document.querySelectorAll("[data-for]")) e.hidden = (e.dataset.for === "embedded") !== server.embedded;
 	if (!server.embedded) $("callnote").append(" With the embedded test server this page also links a card, asks for another user’s account, and meets the API’s limit.");
 	$("users").append(...server.users.map((user) => {
-		const button = element("button", user.name, ...server.embedded ? [element("small", `account ${user.account}`)] : []);
+		const button = element("button", element("span"), ...server.embedded ? [element("small", `account ${user.account}`)] : []);
 		button.type = "button";
 		button.value = user.id;
-		button.setAttribute("aria-pressed", "false");
 		button.addEventListener("click", () => signIn(user));
 		return button;
 	}));
-	press("link", link);
-	press("other", askForTheOther);
-	press("many", callMany);
-	press("ping", ping);
-	press("out", signOut);
+	press("link", "linked", link);
+	press("other", "refused", askForTheOther);
+	press("many", "limited", callMany);
+	press("ping", "pinged", ping);
+	press("out", "ended", signOut);
+	enable();
 	setInterval(draw, 250);
 	if (server.user) begin(server.user); // the page was loaded again
 }
