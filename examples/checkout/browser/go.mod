@@ -11,7 +11,7 @@ replace (
 require (
 	github.com/chromedp/cdproto v0.159.2
 	github.com/chromedp/chromedp v0.23.0
-	github.com/moovauth/moovauth v0.0.0-00010101000000-000000000000
+	github.com/moovauth/moovauth v0.1.0
 	github.com/moovauth/moovauth/examples/checkout v0.0.0-00010101000000-000000000000
 	github.com/stretchr/testify v1.12.1
 )
