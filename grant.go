@@ -64,6 +64,7 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 			return h, err
 		}
 		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
+		g.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := g.inLine(ctx, func(ctx context.Context) error { return sleep(ctx, delay) }); late != nil {
 			return nil, late
 		}

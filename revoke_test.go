@@ -27,6 +27,7 @@ func revoked(server *moovtest.Server) []string {
 }
 
 func TestRevokeOnTheWire(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	tok := token(t, sourceOf(t, server))
 	opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithOrigin("https://example.com"), WithVersion("v2026.07.00")}
@@ -49,17 +50,20 @@ func TestRevokeOnTheWire(t *testing.T) {
 }
 
 func TestRevokeOfAnUnknownTokenSucceeds(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
 }
 
 func TestRevokeTakes200(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	server.Enqueue(moovtest.Answer{Status: 200, Body: "{}"})
 	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
 }
 
 func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	assert.ErrorContains(t, Revoke(t.Context(), credentialsOf(server), "", WithBaseURL(server.URL)), "empty")
 	assert.ErrorContains(t, Revoke(t.Context(), Credentials{}, "x", WithBaseURL(server.URL)), "ClientID")
@@ -67,6 +71,7 @@ func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
 }
 
 func TestRevokeRefused(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	err := Revoke(t.Context(), Credentials{server.ClientID, "wrong"}, "x", WithBaseURL(server.URL))
 	var refused *Error
@@ -81,6 +86,7 @@ func TestRevokeRefused(t *testing.T) {
 }
 
 func TestRevokeGivesUp(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Hour))
 		opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithTimeout(3 * time.Second)}
@@ -95,6 +101,7 @@ func TestRevokeGivesUp(t *testing.T) {
 }
 
 func TestSourceRevokesTheRefreshTokenFirst(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	tok := token(t, s)
@@ -109,6 +116,7 @@ func TestSourceRevokesTheRefreshTokenFirst(t *testing.T) {
 }
 
 func TestSourceWithNothingRevokesNothing(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	require.NoError(t, s.Revoke(t.Context()))
@@ -119,6 +127,7 @@ func TestSourceWithNothingRevokesNothing(t *testing.T) {
 }
 
 func TestSourceRevokesATokenItWasGiven(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	saved := token(t, sourceOf(t, server))
 	require.NoError(t, sourceOf(t, server, WithToken(saved)).Revoke(t.Context()))
@@ -127,6 +136,7 @@ func TestSourceRevokesATokenItWasGiven(t *testing.T) {
 }
 
 func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
 		s := sourceOf(t, server)
@@ -143,6 +153,7 @@ func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
 }
 
 func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
 		s := sourceOf(t, server)
@@ -157,6 +168,7 @@ func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
 }
 
 func TestSourceRevokeCancelsAGrantThatTakesMoreThanHalfOfItsTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(10*time.Second))
 		s := sourceOf(t, server)
@@ -173,6 +185,7 @@ func TestSourceRevokeCancelsAGrantThatTakesMoreThanHalfOfItsTime(t *testing.T) {
 }
 
 func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -189,6 +202,7 @@ func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
 }
 
 func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	first := token(t, s)
@@ -207,6 +221,7 @@ func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
 }
 
 func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -236,6 +251,7 @@ func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
 }
 
 func TestRevokeUnderLoadLeavesNothingAlive(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	stop := make(chan struct{})
@@ -267,6 +283,7 @@ var _ oauth2.TokenSource = (*TokenSource)(nil)
 // A RoundTripper that does not heed its context may return a token after its
 // grant has been given up.
 func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		n := 0
@@ -290,6 +307,7 @@ func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
 }
 
 func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -317,6 +335,7 @@ func assertAllDead(t testing.TB, server *moovtest.Server) {
 }
 
 func TestRevokeOfAFreshProcessRevokesWhatTheCacheHolds(t *testing.T) {
+	t.Parallel()
 	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -336,6 +355,7 @@ func TestRevokeOfAFreshProcessRevokesWhatTheCacheHolds(t *testing.T) {
 }
 
 func TestRevokeReachesWhatAnotherProcessPutIntoTheCache(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -350,6 +370,7 @@ func TestRevokeReachesWhatAnotherProcessPutIntoTheCache(t *testing.T) {
 }
 
 func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -363,6 +384,7 @@ func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
 }
 
 func TestRefreshTokenThatAFirewallRefusedIsRevoked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -377,6 +399,7 @@ func TestRefreshTokenThatAFirewallRefusedIsRevoked(t *testing.T) {
 }
 
 func TestBackgroundGrantThatHadNotBegunBringsNothingAfterRevoke(t *testing.T) {
+	t.Parallel()
 	for range 50 {
 		synctest.Test(t, func(t *testing.T) {
 			server := inMemory(t)
@@ -392,6 +415,7 @@ func TestBackgroundGrantThatHadNotBegunBringsNothingAfterRevoke(t *testing.T) {
 }
 
 func TestTokenRevokedByItsSourceIsNeverAdoptedAgain(t *testing.T) {
+	t.Parallel()
 	for name, late := range map[string]bool{"the entry could not be deleted": false, "a Put comes late": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -435,6 +459,7 @@ func TestTokenRevokedByItsSourceIsNeverAdoptedAgain(t *testing.T) {
 }
 
 func TestRevokeDuringAGrantThatHangsRevokesWhatIsInHand(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		hang := false
@@ -464,6 +489,7 @@ func TestRevokeDuringAGrantThatHangsRevokesWhatIsInHand(t *testing.T) {
 }
 
 func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -486,6 +512,7 @@ func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
 }
 
 func TestRevokeWithAContextThatHasEndedSaysThatNothingWasRevoked(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	token(t, s)
@@ -500,6 +527,7 @@ func TestRevokeWithAContextThatHasEndedSaysThatNothingWasRevoked(t *testing.T) {
 
 // The limit that the documentation names: 16 former tokens.
 func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -513,5 +541,82 @@ func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
 		require.NoError(t, s.Revoke(t.Context()))
 		assert.LessOrEqual(t, len(server.AccessTokens()), issued-maxFormer)
 		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestRevokeReachesAnEntryThatIsReplacedWhileItWaitsForTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		other := sourceOf(t, server, WithCache(cache))
+		first := token(t, other)
+		time.Sleep(14 * time.Minute)
+		server.SetLatency(time.Second)
+		token(t, other) // is refreshed in the background, under the lock
+		synctest.Wait()
+		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
+		assert.Len(t, server.TokenRequests(), 2)
+		assert.False(t, server.Alive(first.AccessToken), "the cache held it when Revoke was called")
+		assert.Empty(t, server.AccessTokens())
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestRevokeTakesNoLongerWithACacheThatHangs(t *testing.T) {
+	for _, op := range []string{"Get", "Put", "Delete", "Lock", "unlock"} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				cache := newLockingCache()
+				hangs := false
+				hang := func(at string) {
+					if hangs && at == op {
+						time.Sleep(10 * time.Second)
+					}
+				}
+				s := sourceOf(t, server, WithTimeout(4*time.Second), WithCache(fakeCache{
+					get: func(ctx context.Context) ([]byte, error) { hang("Get"); return cache.Get(ctx, "") },
+					put: func(ctx context.Context, data []byte) error { hang("Put"); return cache.Put(ctx, "", data) },
+					remove: func(ctx context.Context) error {
+						hang("Delete")
+						return cache.Delete(ctx, "")
+					},
+					lock: func(ctx context.Context) (func(), error) {
+						hang("Lock")
+						unlock, err := cache.Lock(ctx, "")
+						return func() { hang("unlock"); unlock() }, err
+					},
+				}))
+				token(t, s)
+				hangs = true
+				server.SetLatency(1400 * time.Millisecond)
+				began := time.Now()
+				s.Revoke(t.Context())
+				assert.LessOrEqual(t, time.Since(began), 4*time.Second)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+func TestGrantThatFailsWhileRevokeCancelsItFailsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		slow := true
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if slow {
+				<-r.Context().Done()
+				slow = false
+				return nil, errors.New("no route to host")
+			}
+			return server.Transport().RoundTrip(r)
+		})}))
+		var caller sync.WaitGroup
+		caller.Go(func() { token(t, s) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		assert.Error(t, s.Revoke(ctx))
+		caller.Wait()
 	})
 }
