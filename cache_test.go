@@ -125,6 +125,7 @@ func fleetOf(t testing.TB, server *moovtest.Server, n int, opts ...Option) []*To
 }
 
 func TestRestartTakesTheCachedToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -141,6 +142,7 @@ func TestRestartTakesTheCachedToken(t *testing.T) {
 }
 
 func TestCachedTokenIsRefreshedWhenItsSourceWouldHave(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -157,6 +159,7 @@ func TestCachedTokenIsRefreshedWhenItsSourceWouldHave(t *testing.T) {
 }
 
 func TestCachedRefreshTokenServesAfterTheAccessTokenHasExpired(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -169,6 +172,7 @@ func TestCachedRefreshTokenServesAfterTheAccessTokenHasExpired(t *testing.T) {
 }
 
 func TestStaleCachedTokenIsHandedOutAtOnceAndRefreshedInTheBackground(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		cache Cache
 		grant string
@@ -196,6 +200,7 @@ func TestStaleCachedTokenIsHandedOutAtOnceAndRefreshedInTheBackground(t *testing
 }
 
 func TestStaleCachedTokenServesWhileTheEndpointIsDown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -214,6 +219,7 @@ func TestStaleCachedTokenServesWhileTheEndpointIsDown(t *testing.T) {
 
 // A process that slept while another one refreshed has an old refresh token.
 func TestRefreshTokenInTheCacheServesAndNotAnOlderOne(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -230,6 +236,7 @@ func TestRefreshTokenInTheCacheServesAndNotAnOlderOne(t *testing.T) {
 }
 
 func TestRefreshTokenOfWithTokenIsNotSentIfThereIsACache(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		given := token(t, sourceOf(t, server))
@@ -243,6 +250,7 @@ func TestRefreshTokenOfWithTokenIsNotSentIfThereIsACache(t *testing.T) {
 }
 
 func TestFleetSharesEachToken(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		cache func() Cache
@@ -272,6 +280,7 @@ func TestFleetSharesEachToken(t *testing.T) {
 }
 
 func TestFleetThatStartsAtOnceAsksOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
 		cache := newLockingCache()
@@ -288,6 +297,7 @@ func TestFleetThatStartsAtOnceAsksOnce(t *testing.T) {
 // Two processes hold the same refresh token, which a server with reuse detection
 // takes once: a second use would kill the first one's tokens. There is no lock.
 func TestWithoutALockOnlyTheSourceThatObtainedARefreshTokenSendsIt(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithReuseDetection())
 		cache := new(memoryCache)
@@ -312,6 +322,7 @@ func TestWithoutALockOnlyTheSourceThatObtainedARefreshTokenSendsIt(t *testing.T)
 }
 
 func TestRevokeDeletesWhatIsCached(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -329,6 +340,7 @@ func TestRevokeDeletesWhatIsCached(t *testing.T) {
 // Two processes that start at once without a lock get a refresh token each. One
 // then adopts what the other stores, and still revokes its own.
 func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
 		cache := new(memoryCache)
@@ -355,6 +367,7 @@ func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
 }
 
 func TestRevokeOfAnAdoptedTokenMakesTwoRequests(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -373,6 +386,7 @@ func TestRevokeOfAnAdoptedTokenMakesTwoRequests(t *testing.T) {
 }
 
 func TestRefusedRefreshTokenIsNotRevoked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -390,6 +404,7 @@ func TestRefusedRefreshTokenIsNotRevoked(t *testing.T) {
 
 // Nobody knows when a token dies whose lifetime the server did not say.
 func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -411,6 +426,7 @@ func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
 // The clock of a machine is ahead by up to a minute: to that machine, what others cached
 // expires earlier, and is alive for that long afterwards.
 func TestAdoptedTokenIsRevokedWhileTheOtherMachinesClockSaysThatItLives(t *testing.T) {
+	t.Parallel()
 	for _, ahead := range []time.Duration{0, 30 * time.Second, 59 * time.Second} {
 		t.Run(ahead.String(), func(t *testing.T) {
 			t.Parallel()
@@ -440,6 +456,7 @@ func TestAdoptedTokenIsRevokedWhileTheOtherMachinesClockSaysThatItLives(t *testi
 }
 
 func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -471,6 +488,7 @@ func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
 }
 
 func TestRevokedTokenIsNotAdoptedWhereItCouldNotBeDeleted(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		kept := new(memoryCache)
@@ -489,6 +507,7 @@ func TestRevokedTokenIsNotAdoptedWhereItCouldNotBeDeleted(t *testing.T) {
 
 // Whatever a cache does, there is a token, after 2 s at most.
 func TestCacheThatFails(t *testing.T) {
+	t.Parallel()
 	failed := errors.New("no route to cache")
 	fail := fakeCache{
 		get:    func(context.Context) ([]byte, error) { return nil, failed },
@@ -593,6 +612,7 @@ func TestCacheThatFails(t *testing.T) {
 }
 
 func TestTwoClientSecretsShareACacheSideBySide(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cache := new(memoryCache)
 		var log bytes.Buffer
@@ -612,6 +632,7 @@ func TestTwoClientSecretsShareACacheSideBySide(t *testing.T) {
 }
 
 func TestSlowCacheLeavesTimeForTheGrant(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(600*time.Millisecond))
 		hang := func(ctx context.Context) { <-ctx.Done() }
@@ -627,6 +648,7 @@ func TestSlowCacheLeavesTimeForTheGrant(t *testing.T) {
 }
 
 func TestLockThatComesTooLateIsGivenBack(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -645,6 +667,7 @@ func TestLockThatComesTooLateIsGivenBack(t *testing.T) {
 }
 
 func TestLockIsGivenBackWhereNoTimeIsLeft(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -665,6 +688,7 @@ func TestLockIsGivenBackWhereNoTimeIsLeft(t *testing.T) {
 }
 
 func TestCacheThatHangsIsAskedOnceInEachGrant(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		var log bytes.Buffer
@@ -676,6 +700,7 @@ func TestCacheThatHangsIsAskedOnceInEachGrant(t *testing.T) {
 }
 
 func TestUnlockThatPanicsTooLateHarmsNobody(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		token(t, sourceOf(t, server, WithCache(fakeCache{
@@ -691,6 +716,7 @@ func TestUnlockThatPanicsTooLateHarmsNobody(t *testing.T) {
 }
 
 func TestTokenThatIsTooLargeIsNotCached(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -704,6 +730,7 @@ func TestTokenThatIsTooLargeIsNotCached(t *testing.T) {
 }
 
 func TestLockIsGivenBackAfterAFailedGrant(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -716,6 +743,7 @@ func TestLockIsGivenBackAfterAFailedGrant(t *testing.T) {
 
 // A machine whose clock is wrong must not take a token for good that has expired.
 func TestCachedTokenLivesNoLongerThanItsLifetime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
@@ -729,6 +757,7 @@ func TestCachedTokenLivesNoLongerThanItsLifetime(t *testing.T) {
 }
 
 func TestWhatIsCachedIsSealed(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithCredentials("public-key", "secret-key-of-the-client"))
 	cache := new(memoryCache)
 	first := sourceOf(t, server, WithCache(cache))
@@ -765,6 +794,7 @@ func TestWhatIsCachedIsSealed(t *testing.T) {
 }
 
 func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
+	t.Parallel()
 	keyOf := func(creds Credentials, opts ...Option) string {
 		s, err := NewTokenSource(creds, append([]Option{WithCache(new(memoryCache))}, opts...)...)
 		require.NoError(t, err)
@@ -783,6 +813,7 @@ func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
 }
 
 func TestCacheOptionsThatCannotWork(t *testing.T) {
+	t.Parallel()
 	_, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(nil))
 	assert.ErrorContains(t, err, "WithCache")
 	_, err = NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(DirCache("")))
@@ -814,6 +845,7 @@ func FuzzOpenCached(f *testing.F) {
 }
 
 func TestInvalidateWhileATokenIsPutIntoTheCache(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server, WithCache(fakeCache{
@@ -831,6 +863,7 @@ func TestInvalidateWhileATokenIsPutIntoTheCache(t *testing.T) {
 }
 
 func TestLoggerThatPanicsDuringRevokeHarmsNobody(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server, onWarning(func() { panic("out of order") }), WithCache(fakeCache{
@@ -906,7 +939,11 @@ func (c *brokenCache) Lock(ctx context.Context, key string) (func(), error) {
 // it is one that the server takes within a few seconds.
 func TestFleetSoak(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else the race detector itself crashes now and then: see golang/go#78156
-	for seed := range uint64(4) {
+	seeds := uint64(4)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))

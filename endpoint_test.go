@@ -21,6 +21,7 @@ import (
 )
 
 func TestTokenRequestOnTheWire(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithCredentials("public-key", "a+b/c=%20ä"))
 	token(t, sourceOf(t, server, WithOrigin("https://example.com"), WithVersion("v2026.07.00"), WithScopes(pingScope, "/fed.read")))
 
@@ -37,6 +38,7 @@ func TestTokenRequestOnTheWire(t *testing.T) {
 }
 
 func TestRefreshRequestOnTheWire(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	first := token(t, s)
@@ -46,6 +48,7 @@ func TestRefreshRequestOnTheWire(t *testing.T) {
 }
 
 func TestCredentialsInTheBody(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server, WithAuthStyle(oauth2.AuthStyleInParams))
 	token(t, s)
@@ -58,12 +61,14 @@ func TestCredentialsInTheBody(t *testing.T) {
 }
 
 func TestNoOriginUnlessConfigured(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	token(t, sourceOf(t, server))
 	assert.NotContains(t, server.TokenRequests()[0].Header, "Origin")
 }
 
 func TestBaseURLWithAPath(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	gateway := answering(t, http.StripPrefix("/moov", server).ServeHTTP)
 	s := sourceOf(t, server, WithBaseURL(gateway.URL+"/moov/"), WithHTTPClient(gateway.Client()))
@@ -73,6 +78,7 @@ func TestBaseURLWithAPath(t *testing.T) {
 }
 
 func TestUserAgentNamesTheVersionOfTheChangelog(t *testing.T) {
+	t.Parallel()
 	changelog, err := os.ReadFile("CHANGELOG.md")
 	require.NoError(t, err)
 	_, rest, _ := strings.Cut(string(changelog), "\n## ")
@@ -83,6 +89,7 @@ func TestUserAgentNamesTheVersionOfTheChangelog(t *testing.T) {
 // The expiry of a token that lives for 15 minutes, as it is said in all the
 // ways there are.
 func TestExpiresIn(t *testing.T) {
+	t.Parallel()
 	const skew = time.Hour
 	for _, c := range []struct {
 		name      string
@@ -119,6 +126,7 @@ func TestExpiresIn(t *testing.T) {
 
 // Why x/oauth2's own source is not enough, as the README shows it.
 func TestXOAuth2TakesATimestampFor55Years(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	server.Enqueue(moovtest.Answer{Body: `{"access_token":"x","expires_in":1736964352}`})
 	conf := clientcredentials.Config{ClientID: server.ClientID, ClientSecret: server.ClientSecret, TokenURL: server.URL + tokenPath, AuthStyle: oauth2.AuthStyleInHeader}
@@ -129,6 +137,7 @@ func TestXOAuth2TakesATimestampFor55Years(t *testing.T) {
 }
 
 func TestExpiresInThatMakesNoSense(t *testing.T) {
+	t.Parallel()
 	sent := time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 	for text, want := range map[string]time.Duration{
 		`null`: assumedLifetime, `0`: assumedLifetime, `-1`: assumedLifetime, `0.9`: assumedLifetime, `""`: assumedLifetime,
@@ -148,6 +157,7 @@ func TestExpiresInThatMakesNoSense(t *testing.T) {
 }
 
 func TestTokenTypes(t *testing.T) {
+	t.Parallel()
 	for _, text := range []string{`""`, `null`, `"bearer"`, `"BEARER"`, `"Bearer"`, `"opaque"`, `"Opaque"`, `"jwt"`, `"JWT"`} {
 		r, err := readToken(nil, []byte(`{"access_token":"x","token_type":`+text+`}`), time.Now())
 		require.NoError(t, err, text)
@@ -160,6 +170,7 @@ func TestTokenTypes(t *testing.T) {
 }
 
 func TestUnusableReplies(t *testing.T) {
+	t.Parallel()
 	for body, want := range map[string]string{
 		``:                              "JSON",
 		`<html>Sign in</html>`:          "proxy",
@@ -191,6 +202,7 @@ func TestUnusableReplies(t *testing.T) {
 }
 
 func TestRepliesThatAreTakenAllTheSame(t *testing.T) {
+	t.Parallel()
 	for _, body := range []string{
 		"\xef\xbb\xbf" + `{"access_token":"a"}`,
 		" \n" + `{"access_token":"a"}` + "\n",
@@ -203,6 +215,7 @@ func TestRepliesThatAreTakenAllTheSame(t *testing.T) {
 }
 
 func TestRedirectsAreNotFollowed(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			elsewhere := onLoopback(t)
@@ -219,6 +232,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 }
 
 func TestExpiryIsCountedFromTheMomentTheRequestWasSent(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(9*time.Second), moovtest.WithExpiresInSeconds())
 		sent := time.Now()
@@ -253,11 +267,13 @@ func FuzzTokenReply(f *testing.F) {
 }
 
 func TestTimestampWithoutDateIsReadToTheMillisecond(t *testing.T) {
+	t.Parallel()
 	life, _, _ := lifetime(json.RawMessage(`1800000010`), http.Header{}, time.Unix(1_800_000_000, 750e6))
 	assert.Equal(t, 9250*time.Millisecond, life)
 }
 
 func TestReplyOfAMebibyteIsRead(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	reply := `{"access_token":"x"}`
 	server.Enqueue(moovtest.Answer{Body: reply + strings.Repeat(" ", maxBody-len(reply))})

@@ -257,6 +257,7 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		g.tooLate(r)
 		return nil, g.useless(grantType, r, "the server handed out a token that was invalidated or revoked")
 	}
+	g.redact.Keep(g.memory.texts(now))
 	succeeded.Add(1)
 	broken := g.report(grantType, r, h, time.Since(began))
 	g.cache.put(ctx, &entry{Token: h.token, Members: r.members, Spent: refresh, Assumed: r.warning != ""})

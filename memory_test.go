@@ -193,12 +193,12 @@ func TestAdopt(t *testing.T) {
 		next   *held
 		taken  bool
 	}{
-		"the first":           {func(m *memory) { *m = *new(memory) }, holding("a2", "r2", now), true},
+		"the first":           {func(m *memory) { m.current.Store(nil) }, holding("a2", "r2", now), true},
 		"lasts longer":        {func(*memory) {}, holding("a2", "r2", now), true},
 		"lasts as long":       {func(*memory) {}, holding("a2", "r2", instant{}), false},
 		"lasts less":          {func(*memory) {}, holding("a2", "r2", at(-time.Minute)), false},
 		"is in hand":          {func(*memory) {}, holding("access", "r2", now), false},
-		"has expired":         {func(m *memory) { *m = *new(memory) }, holding("a2", "r2", later(-14*time.Minute)), false},
+		"has expired":         {func(m *memory) { m.current.Store(nil) }, holding("a2", "r2", later(-14*time.Minute)), false},
 		"instead of none":     {func(m *memory) { m.invalidate("access", now) }, holding("a2", "r2", at(-time.Minute)), true},
 		"was invalidated":     {func(m *memory) { m.invalidate("access", now) }, holding("access", "refresh", now), false},
 		"was revoked":         {func(m *memory) { m.take(nil, now) }, holding("access", "refresh", now), false},
@@ -415,7 +415,7 @@ func TestInvalidate(t *testing.T) {
 		"it a second time":    {func(m *memory) { m.invalidate("access", now) }, "access", now, false},
 		"nothing a 2nd time":  {func(m *memory) { m.invalidate("access", now) }, "", now, false},
 		"what was revoked":    {func(m *memory) { m.take(nil, now) }, "access", now, false},
-		"with nothing at all": {func(m *memory) { *m = *new(memory) }, "", now, false},
+		"with nothing at all": {func(m *memory) { m.current.Store(nil) }, "", now, false},
 	} {
 		m := memoryWith()
 		c.before(m)

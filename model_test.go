@@ -6,7 +6,7 @@ package moovauth
 //
 //  1. After a Revoke that returned nil, no token is alive that the source had
 //     received, or that its cache held, when Revoke was called.
-//  2. A source makes one token request at a time.
+//  2. A source makes one request at a time.
 //  3. Callers come back with their context, and without one within WithTimeout.
 //  4. No goroutine is left. (A bubble panics if one is.)
 //  5. Nobody sends a refresh token that may have been used up by then.
@@ -204,6 +204,10 @@ func (w *world) act() {
 		}
 	case 0, 1, 2:
 		p.invalidate()
+	case 8: // all at once
+		for _, p := range w.processes {
+			w.callers.Go(func() { p.token(limit) })
+		}
 	case 3, 4:
 		w.callers.Go(func() { p.revoke(limit) })
 	case 5:
@@ -254,7 +258,7 @@ type process struct {
 	steps    int // until it dies; 0: it does not
 	manner   int // of dying
 	dead     bool
-	asking   []context.Context // the token requests in progress
+	asking   []context.Context // the requests in progress
 	received []receipt         // tokens that came in a reply, or from the cache
 	full     bool              // the source may have forgotten a token
 	last     string            // the access token handed out last
@@ -522,10 +526,7 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.mu.Lock()
 	p.counts[form.Get("grant_type")]++
 	p.note(p, "sends %s %s", form.Get("grant_type"), short(refresh))
-	p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx.Err() != nil })
-	if p.asking = append(p.asking, r.Context()); len(p.asking) > 1 {
-		p.broken(2, p, "%d token requests at once", len(p.asking))
-	}
+	p.begin(r)
 	if refresh == "" || !patient { // after a refresh grant that fails, client credentials follow
 		p.failed = p.clock // until it succeeds
 	}
@@ -543,7 +544,7 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	defer func() { // also if it panics
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx == r.Context() })
+		p.end(r)
 		s.back, s.unused = true, unused
 		if p.dead {
 			return
@@ -557,6 +558,18 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, unused, err = p.answer(r, refresh)
 	p.step()
 	return resp, err
+}
+
+// begin and end are rule 2. w.mu is held.
+func (p *process) begin(r *http.Request) {
+	p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx.Err() != nil })
+	if p.asking = append(p.asking, r.Context()); len(p.asking) > 1 {
+		p.broken(2, p, "%d requests at once", len(p.asking))
+	}
+}
+
+func (p *process) end(r *http.Request) {
+	p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx == r.Context() })
 }
 
 // hear notes what a token request brought, and reports whether that was tokens.
@@ -671,6 +684,14 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 
 // revocation is what becomes of a revoke request.
 func (p *process) revocation(r *http.Request, token string) (*http.Response, error) {
+	p.mu.Lock()
+	p.begin(r)
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.end(r)
+	}()
 	fault := p.n(100) < p.faults/2 && !p.isCalm()
 	if fault {
 		switch p.n(4) {

@@ -295,6 +295,7 @@ func all(sets ...map[string]reaction) map[string]reaction {
 }
 
 func TestRefusedRefreshIsFollowedByClientCredentialsInTheSameFlight(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
@@ -328,6 +329,7 @@ func TestRefusedRefreshIsFollowedByClientCredentialsInTheSameFlight(t *testing.T
 // A source that has a good token still goes on with client credentials at once:
 // the refusal will not become another.
 func TestRefusedRefreshInTheBackgroundIsFollowedByClientCredentials(t *testing.T) {
+	t.Parallel()
 	bubbles(t, all(refusals, deadRefreshTokens), func(t *testing.T, refuse reaction) {
 		p := proxyOf(t)
 		s := p.source(t)
@@ -342,6 +344,7 @@ func TestRefusedRefreshInTheBackgroundIsFollowedByClientCredentials(t *testing.T
 }
 
 func TestRefusedRefreshDoesNotBlockARestartedProcess(t *testing.T) {
+	t.Parallel()
 	bubbles(t, all(refusals, deadRefreshTokens, useless), func(t *testing.T, refuse reaction) {
 		p := proxyOf(t, moovtest.WithReuseDetection())
 		cache := WithCache(newLockingCache())
@@ -364,6 +367,7 @@ func TestRefusedRefreshDoesNotBlockARestartedProcess(t *testing.T) {
 
 // Only the server can say that a refresh token is dead.
 func TestRefusedRefreshTokenIsKeptForRevokeUnlessItIsDead(t *testing.T) {
+	t.Parallel()
 	for name, refuse := range all(refusals, deadRefreshTokens, useless, losses) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -388,6 +392,7 @@ func TestRefusedRefreshTokenIsKeptForRevokeUnlessItIsDead(t *testing.T) {
 
 // It is down for refreshes alone, for as long as the test goes on.
 func TestRefreshThatFailsForEverDoesNotBlockASource(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
@@ -410,6 +415,7 @@ func TestRefreshThatFailsForEverDoesNotBlockASource(t *testing.T) {
 
 // The source has no good token, so it does not wait for the refresh to work.
 func TestRefreshThatFailsIsFollowedByClientCredentialsOnceTheAttemptsAreUsedUp(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]struct {
 		fails reaction
 		want  []string
@@ -441,6 +447,7 @@ func TestRefreshThatFailsIsFollowedByClientCredentialsOnceTheAttemptsAreUsedUp(t
 
 // While a good token is in hand, the refresh token is worth waiting for.
 func TestRefreshThatFailsForAWhileIsTriedAgainWhileATokenIsInHand(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]reaction{"503": replies(503, ""), "500": replies(500, ""), "429": replies(429, ""), "no connection": refusesToConnect},
 		func(t *testing.T, fails reaction) {
 			p := proxyOf(t)
@@ -463,6 +470,7 @@ func TestRefreshThatFailsForAWhileIsTriedAgainWhileATokenIsInHand(t *testing.T) 
 }
 
 func TestServerThatWantsToBeLeftAloneAfterARefreshGetsNoClientCredentials(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]reaction{
 		"503, an hour":   replies(503, "", "Retry-After", "3600"),
 		"503, a minute":  replies(503, "", "Retry-After", "60"),
@@ -500,6 +508,7 @@ func TestServerThatWantsToBeLeftAloneAfterARefreshGetsNoClientCredentials(t *tes
 
 // Without scopes there is no other way to a token.
 func TestRefreshTokenAloneIsSentAgainAfterAnyTemporaryFailure(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]reaction{
 		"502": replies(502, ""), "503": replies(503, ""), "504": replies(504, ""), "408": replies(408, ""),
 		"reset": breaks, "no connection": refusesToConnect, "a page": useless["a page"], "silence": neverAnswers,
@@ -523,6 +532,7 @@ func TestRefreshTokenAloneIsSentAgainAfterAnyTemporaryFailure(t *testing.T) {
 // The server has used the refresh token up, and would revoke the whole family if
 // it came again.
 func TestLostReplyToARefreshKillsNothing(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
@@ -553,6 +563,7 @@ func TestLostReplyToARefreshKillsNothing(t *testing.T) {
 }
 
 func TestLostReplyToARefreshIsFollowedByClientCredentialsInTheSameFlight(t *testing.T) {
+	t.Parallel()
 	bubbles(t, losses, func(t *testing.T, lose reaction) {
 		p := proxyOf(t, moovtest.WithReuseDetection())
 		s := p.source(t)
@@ -582,6 +593,7 @@ func TestLostReplyOnTheWireKillsNothing(t *testing.T) {
 }
 
 func TestRestartAfterALostReplyKillsNothing(t *testing.T) {
+	t.Parallel()
 	bubbles(t, losses, func(t *testing.T, lose reaction) {
 		p := proxyOf(t, moovtest.WithReuseDetection(), moovtest.WithLifetime(20*time.Minute))
 		cache := WithCache(newLockingCache())
@@ -618,6 +630,7 @@ func frozen(s *TokenSource) (jump func(time.Duration)) {
 // The process stops in mid-refresh and goes on when the token has expired and
 // the flight's time is up. The endpoint is up.
 func TestProcessThatWasStoppedDuringABackgroundRefreshServesItsFirstCall(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		if cache == "with a cache that is off" {
 			continue // it sends no refresh token
@@ -670,6 +683,7 @@ func TestProcessThatWasStoppedDuringABackgroundRefreshServesItsFirstCall(t *test
 
 // The token expires while its refresh is under way, and callers join it.
 func TestCallersThatJoinABackgroundRefreshInVainStartAGrantOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	bubbles(t, all(refusals, deadRefreshTokens, useless, losses, map[string]reaction{
 		"503":                replies(503, ""),
 		"503, Retry-After":   replies(503, "", "Retry-After", "3600"),
@@ -747,6 +761,7 @@ func TestWaitThatABackgroundRefreshWasToldEndsWithTheToken(t *testing.T) {
 }
 
 func TestOneSilentConnectionDoesNotUseUpAGrant(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]struct {
 		timeout, want time.Duration // 0: there is no time for a second attempt
 		silent        reaction
@@ -818,6 +833,7 @@ func granting(n *int, scope string) reaction {
 }
 
 func TestRefreshThatLacksAScopeIsFollowedByClientCredentials(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]struct {
 		scope string
 		more  bool // client credentials follow
@@ -861,6 +877,7 @@ func TestRefreshThatLacksAScopeIsFollowedByClientCredentials(t *testing.T) {
 
 // A day with moovtest, whose refreshes keep the scopes.
 func TestSavedTokenWithTooFewScopesServesAllOfThem(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
@@ -914,6 +931,7 @@ func TestScopeThatIsNeverGrantedIsLoggedOnceByName(t *testing.T) {
 }
 
 func TestNarrowTokenServesIfClientCredentialsFail(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]reaction{"503": replies(503, ""), "403": replies(403, ""), "reset": breaks, "a page": useless["a page"], "429": replies(429, "", "Retry-After", "3600")},
 		func(t *testing.T, fails reaction) {
 			n := 0
@@ -941,6 +959,7 @@ func sameAgain(expiresIn string) string {
 }
 
 func TestTokenInHandIsNotProlongedIfTheServerDoesNotSayHowLongItLives(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
@@ -955,9 +974,13 @@ func TestTokenInHandIsNotProlongedIfTheServerDoesNotSayHowLongItLives(t *testing
 						s := p.source(t, with...)
 						first := token(t, s)
 						again := replies(200, sameAgain(expiresIn))
+						step := 10 * time.Second
+						if testing.Short() {
+							step = time.Minute
+						}
 						p.on(cc, again)
 						p.on(refresh, again)
-						for end := first.Expiry.Add(4 * time.Hour); time.Now().Before(end); time.Sleep(10 * time.Second) {
+						for end := first.Expiry.Add(4 * time.Hour); time.Now().Before(end); time.Sleep(step) {
 							tok, err := s.Token()
 							if time.Until(first.Expiry) >= maxLeeway {
 								require.NoError(t, err)
@@ -1016,6 +1039,7 @@ func TestSavedTokenThatTheServerHandsOutAgainIsNotProlonged(t *testing.T) {
 }
 
 func TestThreeDaysAreTakenAsTheyAre(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]func() string{
 		"seconds":          func() string { return "259200" },
 		"seconds as text":  func() string { return `"259200"` },
@@ -1045,6 +1069,7 @@ func TestThreeDaysAreTakenAsTheyAre(t *testing.T) {
 }
 
 func TestSameWarningIsNotRepeatedAtEachGrant(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]string{"absent": "", "0": `,"expires_in":0`, "in the past": `,"expires_in":1000000001`, "too long": `,"expires_in":9999999999`},
 		func(t *testing.T, expiresIn string) {
 			time.Sleep(30 * 365 * 24 * time.Hour) // a bubble begins in 2000
@@ -1068,6 +1093,7 @@ func TestSameWarningIsNotRepeatedAtEachGrant(t *testing.T) {
 }
 
 func TestInvalidateOfWhatIsInvalidDoesNotEndACoolDown(t *testing.T) {
+	t.Parallel()
 	const expired, invalidated, unknown = "expired", "invalidated", "unknown"
 	bubbles(t, map[string]string{"nothing": "", unknown: unknown, expired: expired, invalidated: invalidated},
 		func(t *testing.T, which string) {
@@ -1106,6 +1132,7 @@ func refusesAll(good func(access string) bool) http.RoundTripper {
 }
 
 func TestAPIThatAnswers401ToAllCostsFewTokenRequests(t *testing.T) {
+	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
@@ -1113,7 +1140,7 @@ func TestAPIThatAnswers401ToAllCostsFewTokenRequests(t *testing.T) {
 				p := proxyOf(t)
 				s := p.source(t, opts()...)
 				client := &http.Client{Transport: &Transport{Source: s, Base: refusesAll(func(string) bool { return false })}}
-				for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(100 * time.Millisecond) {
+				for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(250 * time.Millisecond) {
 					if resp, err := client.Get(p.URL + "/ping"); err == nil {
 						require.Equal(t, 401, resp.StatusCode)
 					} else {
@@ -1130,6 +1157,7 @@ func TestAPIThatAnswers401ToAllCostsFewTokenRequests(t *testing.T) {
 
 // While a source waits for its next request, it looks into the cache at each call.
 func TestTokenOfAnotherProcessIsAdoptedAtOnceWhileTheAPIRefusesOnes(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]func() Cache{
 		"no lock": func() Cache { return new(memoryCache) }, "a lock": func() Cache { return newLockingCache() },
 	}, func(t *testing.T, newCache func() Cache) {
@@ -1186,6 +1214,7 @@ func TestFiftyProcessesWhoseTokensAreRefusedStayUnderMoovsLimit(t *testing.T) {
 }
 
 func TestFleetThatIsToldToWaitDoesNotComeBackInStep(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]struct {
 		status int
 		header string
@@ -1214,7 +1243,7 @@ func TestFleetThatIsToldToWaitDoesNotComeBackInStep(t *testing.T) {
 						back[i] = time.Since(began)
 						return
 					}
-					time.Sleep(c.wait / 300)
+					time.Sleep(c.wait / 400)
 				}
 			})
 		}
@@ -1225,10 +1254,10 @@ func TestFleetThatIsToldToWaitDoesNotComeBackInStep(t *testing.T) {
 		assert.Len(t, p.grants(), 2*fleet)
 		slices.Sort(back)
 		assert.GreaterOrEqual(t, back[0], c.wait)
-		assert.Less(t, back[fleet-1], c.wait*5/4+c.wait/300+firstBackOff)
+		assert.Less(t, back[fleet-1], c.wait*5/4+c.wait/100+firstBackOff)
 		assert.Greater(t, back[fleet-1]-back[0], c.wait/5, "over a quarter of the wait")
 		for i := range fleet * 3 / 4 {
-			require.Greater(t, back[i+fleet/4]-back[i], c.wait/25, "no quarter of them comes at once")
+			require.Greater(t, back[i+fleet/4]-back[i], c.wait/30, "no quarter of them comes at once")
 		}
 	})
 }
@@ -1265,6 +1294,7 @@ func TestGrantsThatOutlastTheWaitForTheLockKillNothing(t *testing.T) {
 // A Redis that has become read-only still holds the entry with the refresh token
 // that the running process has used up.
 func TestCacheThatRefusesWritesKillsNothing(t *testing.T) {
+	t.Parallel()
 	bubbles(t, map[string]func(n int) bool{ // does the nth Put from then on fail?
 		"all":                            func(int) bool { return true },
 		"the one that marks it as sent":  func(n int) bool { return n == 1 },

@@ -2,6 +2,8 @@ package moovauth
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/http"
 	"sync"
 	"testing"
@@ -25,6 +27,7 @@ func revoked(server *moovtest.Server) []string {
 }
 
 func TestRevokeOnTheWire(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	tok := token(t, sourceOf(t, server))
 	opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithOrigin("https://example.com"), WithVersion("v2026.07.00")}
@@ -47,17 +50,20 @@ func TestRevokeOnTheWire(t *testing.T) {
 }
 
 func TestRevokeOfAnUnknownTokenSucceeds(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
 }
 
 func TestRevokeTakes200(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	server.Enqueue(moovtest.Answer{Status: 200, Body: "{}"})
 	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
 }
 
 func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	assert.ErrorContains(t, Revoke(t.Context(), credentialsOf(server), "", WithBaseURL(server.URL)), "empty")
 	assert.ErrorContains(t, Revoke(t.Context(), Credentials{}, "x", WithBaseURL(server.URL)), "ClientID")
@@ -65,6 +71,7 @@ func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
 }
 
 func TestRevokeRefused(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	err := Revoke(t.Context(), Credentials{server.ClientID, "wrong"}, "x", WithBaseURL(server.URL))
 	var refused *Error
@@ -79,6 +86,7 @@ func TestRevokeRefused(t *testing.T) {
 }
 
 func TestRevokeGivesUp(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Hour))
 		opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithTimeout(3 * time.Second)}
@@ -93,6 +101,7 @@ func TestRevokeGivesUp(t *testing.T) {
 }
 
 func TestSourceRevokesTheRefreshTokenFirst(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	tok := token(t, s)
@@ -107,6 +116,7 @@ func TestSourceRevokesTheRefreshTokenFirst(t *testing.T) {
 }
 
 func TestSourceWithNothingRevokesNothing(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	require.NoError(t, s.Revoke(t.Context()))
@@ -117,6 +127,7 @@ func TestSourceWithNothingRevokesNothing(t *testing.T) {
 }
 
 func TestSourceRevokesATokenItWasGiven(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	saved := token(t, sourceOf(t, server))
 	require.NoError(t, sourceOf(t, server, WithToken(saved)).Revoke(t.Context()))
@@ -125,6 +136,7 @@ func TestSourceRevokesATokenItWasGiven(t *testing.T) {
 }
 
 func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
 		s := sourceOf(t, server)
@@ -141,6 +153,7 @@ func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
 }
 
 func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
 		s := sourceOf(t, server)
@@ -155,6 +168,7 @@ func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
 }
 
 func TestSourceRevokeCancelsAGrantThatTakesMoreThanHalfOfItsTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(10*time.Second))
 		s := sourceOf(t, server)
@@ -171,6 +185,7 @@ func TestSourceRevokeCancelsAGrantThatTakesMoreThanHalfOfItsTime(t *testing.T) {
 }
 
 func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -187,6 +202,7 @@ func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
 }
 
 func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	first := token(t, s)
@@ -205,6 +221,7 @@ func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
 }
 
 func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -234,6 +251,7 @@ func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
 }
 
 func TestRevokeUnderLoadLeavesNothingAlive(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	stop := make(chan struct{})
@@ -265,6 +283,7 @@ var _ oauth2.TokenSource = (*TokenSource)(nil)
 // A RoundTripper that does not heed its context may return a token after its
 // grant has been given up.
 func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		n := 0
@@ -288,6 +307,7 @@ func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
 }
 
 func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -304,5 +324,299 @@ func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
 			revoked = append(revoked, r.Form.Get("token"))
 		}
 		assert.Contains(t, revoked, "old")
+	})
+}
+
+// assertAllDead fails if the server has a living token.
+func assertAllDead(t testing.TB, server *moovtest.Server) {
+	t.Helper()
+	assert.Empty(t, server.RefreshTokens(), "refresh tokens live on")
+	assert.Empty(t, server.AccessTokens(), "access tokens live on")
+}
+
+func TestRevokeOfAFreshProcessRevokesWhatTheCacheHolds(t *testing.T) {
+	t.Parallel()
+	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				token(t, sourceOf(t, server, WithCache(cache)))
+				logout := sourceOf(t, server, WithCache(cache))
+				require.NoError(t, logout.Revoke(t.Context()))
+				assertAllDead(t, server)
+				assert.Len(t, server.RevokeRequests(), 2)
+				entry, err := logout.store.visit().get(t.Context())
+				require.NoError(t, err)
+				assert.Nil(t, entry, "the entry is deleted last")
+			})
+		})
+	}
+}
+
+func TestRevokeReachesWhatAnotherProcessPutIntoTheCache(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
+		token(t, a)
+		token(t, b) // adopts it
+		time.Sleep(time.Hour)
+		token(t, b) // refreshes it
+		require.NoError(t, a.Revoke(t.Context()))
+		assertAllDead(t, server)
+	})
+}
+
+func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		token(t, sourceOf(t, server, WithCache(cache)))
+		server.Enqueue(moovtest.Answer{Status: 403})
+		require.Error(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
+		assert.Len(t, server.RefreshTokens(), 1)
+		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()), "another process finishes it")
+		assertAllDead(t, server)
+	})
+}
+
+func TestRefreshTokenThatAFirewallRefusedIsRevoked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		token(t, s)
+		time.Sleep(time.Hour)
+		server.Enqueue(moovtest.Answer{Status: 403, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html>Blocked by the firewall</html>"})
+		token(t, s)
+		require.Len(t, server.RefreshTokens(), 2, "the first one still mints tokens")
+		require.NoError(t, s.Revoke(t.Context()))
+		assertAllDead(t, server)
+	})
+}
+
+func TestBackgroundGrantThatHadNotBegunBringsNothingAfterRevoke(t *testing.T) {
+	t.Parallel()
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			server := inMemory(t)
+			s := sourceOf(t, server)
+			token(t, s)
+			time.Sleep(14 * time.Minute)
+			token(t, s) // starts a background grant
+			require.NoError(t, s.Revoke(t.Context()))
+			time.Sleep(time.Minute)
+			assertAllDead(t, server)
+		})
+	}
+}
+
+func TestTokenRevokedByItsSourceIsNeverAdoptedAgain(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]bool{"the entry could not be deleted": false, "a Put comes late": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				kept := new(memoryCache)
+				cache := fakeCache{
+					get:    func(ctx context.Context) ([]byte, error) { return kept.Get(ctx, "") },
+					put:    func(ctx context.Context, data []byte) error { return kept.Put(ctx, "", data) },
+					remove: func(context.Context) error { return errors.New("read only") },
+					lock:   func(context.Context) (func(), error) { return func() {}, nil },
+				}
+				if late {
+					cache.put = func(ctx context.Context, data []byte) error {
+						time.AfterFunc(time.Minute, func() { _ = kept.Put(context.Background(), "", data) })
+						<-ctx.Done()
+						return ctx.Err()
+					}
+				}
+				out := new(page)
+				s := sourceOf(t, server, WithCache(cache), WithLogger(slog.New(slog.NewTextHandler(out, nil))))
+				revoked := token(t, s)
+				require.NoError(t, s.Revoke(t.Context()))
+				time.Sleep(2 * time.Minute)
+
+				// Masked, whatever shows it.
+				answer := moovtest.Answer{Status: 400, Body: `{"error":"` + revoked.AccessToken + ` ` + revoked.RefreshToken + `"}`}
+				server.Enqueue(answer)
+				_, err := s.Token()
+				require.Error(t, err)
+				out.print(err)
+				assert.NotContains(t, out.text.String(), revoked.AccessToken)
+				assert.NotContains(t, out.text.String(), revoked.RefreshToken)
+
+				time.Sleep(time.Minute)
+				assert.NotEqual(t, revoked.AccessToken, token(t, s).AccessToken)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+func TestRevokeDuringAGrantThatHangsRevokesWhatIsInHand(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		hang := false
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if hang && r.URL.Path == tokenPath {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return server.Transport().RoundTrip(r)
+		})}))
+		token(t, s)
+		time.Sleep(14 * time.Minute)
+		hang = true
+		token(t, s)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		err := s.Revoke(ctx)
+		assert.ErrorContains(t, err, "the grant in progress did not end in time and was cancelled")
+		assert.Equal(t, 2500*time.Millisecond, time.Since(began), "half of the time that it had")
+		assertAllDead(t, server)
+		hang = false
+		require.NoError(t, s.Revoke(t.Context()))
+		token(t, s)
+	})
+}
+
+func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		for range 9 {
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(time.Minute)
+		}
+		token(t, s)
+		server.SetLatency(time.Hour)
+		began := time.Now()
+		err := s.Revoke(context.Background())
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.Equal(t, defaultTimeout, time.Since(began))
+		tried := make(map[string]bool)
+		for _, r := range server.RevokeRequests() {
+			tried[r.Form.Get("token")] = true
+		}
+		assert.Len(t, tried, 11, "each is tried, with an equal share of the time")
+	})
+}
+
+func TestRevokeWithAContextThatHasEndedSaysThatNothingWasRevoked(t *testing.T) {
+	t.Parallel()
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	token(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := s.Revoke(ctx)
+	assert.ErrorIs(t, err, context.Canceled)
+	assert.ErrorContains(t, err, "nothing was revoked, since the context had ended")
+	assert.NotContains(t, err.Error(), "another")
+	assert.Empty(t, server.RevokeRequests())
+}
+
+// The limit that the documentation names: 16 former tokens.
+func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(time.Second) {
+			if tok, err := s.Token(); err == nil {
+				s.Invalidate(tok.AccessToken)
+			}
+		}
+		issued := len(server.TokenRequests())
+		require.LessOrEqual(t, issued, 26, "the back-off makes them few")
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.LessOrEqual(t, len(server.AccessTokens()), issued-maxFormer)
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestRevokeReachesAnEntryThatIsReplacedWhileItWaitsForTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		other := sourceOf(t, server, WithCache(cache))
+		first := token(t, other)
+		time.Sleep(14 * time.Minute)
+		server.SetLatency(time.Second)
+		token(t, other) // is refreshed in the background, under the lock
+		synctest.Wait()
+		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
+		assert.Len(t, server.TokenRequests(), 2)
+		assert.False(t, server.Alive(first.AccessToken), "the cache held it when Revoke was called")
+		assert.Empty(t, server.AccessTokens())
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestRevokeTakesNoLongerWithACacheThatHangs(t *testing.T) {
+	for _, op := range []string{"Get", "Put", "Delete", "Lock", "unlock"} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				cache := newLockingCache()
+				hangs := false
+				hang := func(at string) {
+					if hangs && at == op {
+						time.Sleep(10 * time.Second)
+					}
+				}
+				s := sourceOf(t, server, WithTimeout(4*time.Second), WithCache(fakeCache{
+					get: func(ctx context.Context) ([]byte, error) { hang("Get"); return cache.Get(ctx, "") },
+					put: func(ctx context.Context, data []byte) error { hang("Put"); return cache.Put(ctx, "", data) },
+					remove: func(ctx context.Context) error {
+						hang("Delete")
+						return cache.Delete(ctx, "")
+					},
+					lock: func(ctx context.Context) (func(), error) {
+						hang("Lock")
+						unlock, err := cache.Lock(ctx, "")
+						return func() { hang("unlock"); unlock() }, err
+					},
+				}))
+				token(t, s)
+				hangs = true
+				server.SetLatency(1400 * time.Millisecond)
+				began := time.Now()
+				s.Revoke(t.Context())
+				assert.LessOrEqual(t, time.Since(began), 4*time.Second)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+func TestGrantThatFailsWhileRevokeCancelsItFailsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		slow := true
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if slow {
+				<-r.Context().Done()
+				slow = false
+				return nil, errors.New("no route to host")
+			}
+			return server.Transport().RoundTrip(r)
+		})}))
+		var caller sync.WaitGroup
+		caller.Go(func() { token(t, s) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		assert.Error(t, s.Revoke(ctx))
+		caller.Wait()
 	})
 }

@@ -71,6 +71,7 @@ func grantTypes(server *moovtest.Server) []string {
 }
 
 func TestFirstTokenIsAClientCredentialsGrant(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	tok := token(t, sourceOf(t, server))
 
@@ -84,6 +85,7 @@ func TestFirstTokenIsAClientCredentialsGrant(t *testing.T) {
 }
 
 func TestFreshTokenIsHandedOutWithoutARequest(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -100,6 +102,7 @@ func TestFreshTokenIsHandedOutWithoutARequest(t *testing.T) {
 }
 
 func TestCallersMayChangeTheirToken(t *testing.T) {
+	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	first := token(t, s)
 	want := first.AccessToken
@@ -108,6 +111,7 @@ func TestCallersMayChangeTheirToken(t *testing.T) {
 }
 
 func TestStaleTokenIsHandedOutDuringOneBackgroundGrant(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(2*time.Second))
 		s := sourceOf(t, server)
@@ -127,6 +131,7 @@ func TestStaleTokenIsHandedOutDuringOneBackgroundGrant(t *testing.T) {
 }
 
 func TestExpiredTokenIsNotHandedOut(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -143,6 +148,7 @@ func TestExpiredTokenIsNotHandedOut(t *testing.T) {
 }
 
 func TestThousandCallersOfAnExpiredTokenShareOneGrant(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithLatency(20*time.Millisecond))
 	s := sourceOf(t, server)
 
@@ -164,6 +170,7 @@ func TestThousandCallersOfAnExpiredTokenShareOneGrant(t *testing.T) {
 }
 
 func TestCallersAtTheEndOfAGrantStartNoOther(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		server := onLoopback(t)
 		s := sourceOf(t, server)
@@ -190,6 +197,7 @@ func TestCallersAtTheEndOfAGrantStartNoOther(t *testing.T) {
 }
 
 func TestCancelledCallerLeavesOthersWaiting(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(3*time.Second))
 		s := sourceOf(t, server)
@@ -221,6 +229,7 @@ func TestCancelledCallerLeavesOthersWaiting(t *testing.T) {
 }
 
 func TestCallerWithADeadContextStartsNoGrant(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	why := errors.New("shutting down")
@@ -238,6 +247,7 @@ func TestCallerWithADeadContextStartsNoGrant(t *testing.T) {
 }
 
 func TestGrantEndsWithinTheTimeout(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := sourceOf(t, inMemory(t, moovtest.WithLatency(time.Hour)), WithTimeout(7*time.Second))
 		began := time.Now()
@@ -249,6 +259,7 @@ func TestGrantEndsWithinTheTimeout(t *testing.T) {
 }
 
 func TestDefaultTimeoutIsThirtySeconds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := sourceOf(t, inMemory(t, moovtest.WithLatency(time.Hour)))
 		began := time.Now()
@@ -259,6 +270,7 @@ func TestDefaultTimeoutIsThirtySeconds(t *testing.T) {
 }
 
 func TestGrantCarriesNothingOfItsCallersContext(t *testing.T) {
+	t.Parallel()
 	type key struct{}
 	server := onLoopback(t)
 	var seen any
@@ -273,6 +285,7 @@ func TestGrantCarriesNothingOfItsCallersContext(t *testing.T) {
 
 // An hour of calls, one a second, with 15-minute tokens.
 func TestHourWithoutAWait(t *testing.T) {
+	t.Parallel()
 	for name, wrap := range map[string]func(*TokenSource) oauth2.TokenSource{
 		"by itself":        func(s *TokenSource) oauth2.TokenSource { return s },
 		"ReuseTokenSource": func(s *TokenSource) oauth2.TokenSource { return oauth2.ReuseTokenSource(nil, s) },
@@ -306,6 +319,7 @@ func TestHourWithoutAWait(t *testing.T) {
 
 // The same hour through an http.Client of x/oauth2.
 func TestHourWithoutAWaitThroughNewClient(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		slow := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -335,6 +349,7 @@ func TestHourWithoutAWaitThroughNewClient(t *testing.T) {
 }
 
 func TestTwoOAuth2ClientsShareOneSource(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithLifetime(11*time.Second)) // soon stale in both wrappers
 	s := sourceOf(t, server)
 	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, server.Client())
@@ -358,6 +373,7 @@ func TestTwoOAuth2ClientsShareOneSource(t *testing.T) {
 }
 
 func TestRefusedRefreshTokenIsReplacedInTheSameFlight(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{400, 401, 403, 422} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -380,6 +396,7 @@ func TestRefusedRefreshTokenIsReplacedInTheSameFlight(t *testing.T) {
 }
 
 func TestRefusedRefreshTokenIsDroppedEvenWhereClientCredentialsFail(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -395,6 +412,7 @@ func TestRefusedRefreshTokenIsDroppedEvenWhereClientCredentialsFail(t *testing.T
 }
 
 func TestReplyWithoutARefreshTokenKeepsTheOneInUseAfterARefreshGrant(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -410,6 +428,7 @@ func TestReplyWithoutARefreshTokenKeepsTheOneInUseAfterARefreshGrant(t *testing.
 }
 
 func TestServerWithoutRefreshTokens(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithoutRefreshTokens())
 		s := sourceOf(t, server)
@@ -421,6 +440,7 @@ func TestServerWithoutRefreshTokens(t *testing.T) {
 }
 
 func TestShortLivedTokenIsUsed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLifetime(8*time.Second))
 		s := sourceOf(t, server)
@@ -434,6 +454,7 @@ func TestShortLivedTokenIsUsed(t *testing.T) {
 }
 
 func TestNonsenseInExpiresInDoesNotHammerTheServer(t *testing.T) {
+	t.Parallel()
 	for _, expiresIn := range []string{`null`, `0`, `-1`, `0.001`, `1e308`, `1e999`, `"NaN"`, `"soon"`, `{}`, `1736964352`, `"1736964352"`, `1e9`} {
 		t.Run(expiresIn, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -464,6 +485,7 @@ func TestNonsenseInExpiresInDoesNotHammerTheServer(t *testing.T) {
 }
 
 func TestEarlyRefresh(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		lifetime   time.Duration
 		opts       []Option
@@ -492,6 +514,7 @@ func TestEarlyRefresh(t *testing.T) {
 }
 
 func TestHardExpiryStaysUnderReuseTokenSourcesMargin(t *testing.T) {
+	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	for life, want := range map[time.Duration]time.Duration{
 		8 * time.Second:  7200 * time.Millisecond,
@@ -504,6 +527,7 @@ func TestHardExpiryStaysUnderReuseTokenSourcesMargin(t *testing.T) {
 }
 
 func TestBothClocksExpireAToken(t *testing.T) {
+	t.Parallel()
 	for name, move := range map[string]func(now *instant, d time.Duration){
 		"wall clock set back":           func(now *instant, d time.Duration) { now.monotonic += int64(d); now.wall -= int64(time.Hour) },
 		"monotonic clock stood still":   func(now *instant, d time.Duration) { now.wall += int64(d) },
@@ -524,6 +548,7 @@ func TestBothClocksExpireAToken(t *testing.T) {
 }
 
 func TestStartsFromASavedToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		saved := token(t, sourceOf(t, server))
@@ -541,6 +566,7 @@ func TestStartsFromASavedToken(t *testing.T) {
 }
 
 func TestStartsFromAnExpiredToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		saved := token(t, sourceOf(t, server))
@@ -551,6 +577,7 @@ func TestStartsFromAnExpiredToken(t *testing.T) {
 }
 
 func TestStartsFromARefreshTokenAlone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		saved := token(t, sourceOf(t, server))
@@ -578,6 +605,7 @@ func TestStartsFromARefreshTokenAlone(t *testing.T) {
 }
 
 func TestSavedTokenWithoutExpiryIsUsedForFiveMinutes(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server, WithToken(&oauth2.Token{AccessToken: "saved"}), WithEarlyRefresh(0))
@@ -590,6 +618,7 @@ func TestSavedTokenWithoutExpiryIsUsedForFiveMinutes(t *testing.T) {
 }
 
 func TestSavedTokenThatClaims55YearsIsUsedForThirtyDays(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server, WithToken(&oauth2.Token{AccessToken: "saved", Expiry: time.Now().AddDate(55, 0, 0)}))
@@ -598,6 +627,7 @@ func TestSavedTokenThatClaims55YearsIsUsedForThirtyDays(t *testing.T) {
 }
 
 func TestInvalidateForgetsTheCurrentTokenAlone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -621,6 +651,7 @@ func TestInvalidateForgetsTheCurrentTokenAlone(t *testing.T) {
 // If the API refuses one token after the other, the time between two token
 // requests doubles.
 func TestRequestsThatFollowInvalidationsBackOff(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -660,6 +691,7 @@ func TestRequestsThatFollowInvalidationsBackOff(t *testing.T) {
 }
 
 func TestInvalidateDuringABackgroundGrant(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
 		s := sourceOf(t, server)
@@ -674,6 +706,7 @@ func TestInvalidateDuringABackgroundGrant(t *testing.T) {
 
 // Some servers kill the old token the moment that they issue the new one.
 func TestInvalidateDuringABackgroundGrantCountsAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second), moovtest.WithLifetime(4*time.Second))
 		s := sourceOf(t, server, WithEarlyRefresh(3*time.Second))
@@ -691,6 +724,7 @@ func TestInvalidateDuringABackgroundGrantCountsAtOnce(t *testing.T) {
 }
 
 func TestFailedBackgroundGrantIsNotSeen(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -704,6 +738,7 @@ func TestFailedBackgroundGrantIsNotSeen(t *testing.T) {
 }
 
 func TestZeroTokenSourceSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	zero := new(TokenSource)
 	_, err := zero.Token()
 	assert.ErrorContains(t, err, "NewTokenSource")
@@ -714,6 +749,7 @@ func TestZeroTokenSourceSaysWhatToDo(t *testing.T) {
 }
 
 func TestClientKeepsTheConfiguredClient(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	jar, err := cookiejar.New(nil)
 	require.NoError(t, err)
@@ -737,6 +773,7 @@ func TestClientKeepsTheConfiguredClient(t *testing.T) {
 }
 
 func TestLogsGrantsAndWarnings(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -779,6 +816,7 @@ func readAll(t testing.TB, resp *http.Response) string {
 
 // The logger is called while the grant is ending: its token is there already.
 func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server, WithLogger(slog.New(handler(func(slog.Record) { time.Sleep(100 * time.Millisecond) }))))
@@ -809,6 +847,7 @@ func (c *atTheWait) Done() <-chan struct{} {
 // A flight that has ended has its result ready for a caller that has not come to
 // read it yet.
 func TestFlightThatHasEndedDoesNotHandOutWhatIsGone(t *testing.T) {
+	t.Parallel()
 	for name, take := range map[string]func(s *TokenSource){
 		"Revoke":     func(s *TokenSource) { require.NoError(t, s.Revoke(context.Background())) },
 		"Invalidate": func(s *TokenSource) { s.Invalidate(s.memory.load().held.token.AccessToken) },
@@ -835,6 +874,7 @@ func TestFlightThatHasEndedDoesNotHandOutWhatIsGone(t *testing.T) {
 }
 
 func TestInvalidateDuringABackgroundGrantIsNotCounted(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -852,6 +892,7 @@ func TestInvalidateDuringABackgroundGrantIsNotCounted(t *testing.T) {
 }
 
 func TestInvalidateOfNothingDoesNotCount(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown"}))
@@ -863,6 +904,7 @@ func TestInvalidateOfNothingDoesNotCount(t *testing.T) {
 }
 
 func TestSavedTokenIsBearer(t *testing.T) {
+	t.Parallel()
 	for _, tokenType := range []string{"opaque", "JWT", "bearer", ""} {
 		saved := &oauth2.Token{AccessToken: "x", TokenType: tokenType, Expiry: time.Now().Add(10*time.Minute + time.Second/2)}
 		s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(saved))
@@ -874,11 +916,13 @@ func TestSavedTokenIsBearer(t *testing.T) {
 }
 
 func TestTimeLeftIsNotNegative(t *testing.T) {
+	t.Parallel()
 	assert.Zero(t, instant{}.after(instant{wall: 1}))
 	assert.Equal(t, time.Duration(1), instant{wall: 5, monotonic: 1}.after(instant{}))
 }
 
 func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(5*time.Second))
 		client := *server.Client()
@@ -887,5 +931,66 @@ func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
 		_, err := sourceOf(t, server, WithHTTPClient(&client)).Token()
 		assert.Error(t, err)
 		assert.Less(t, time.Since(began), 4*time.Second, "three attempts")
+	})
+}
+
+func TestCallerWhoseFlightsAreCancelledWaitsNoLongerThanTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Hour))
+		s := sourceOf(t, server)
+		var callers sync.WaitGroup
+		defer callers.Wait()
+		for i := range 6 {
+			callers.Go(func() { // each Revoke starts the time of the flight anew
+				time.Sleep(time.Duration(i) * 5 * time.Second)
+				if i%2 == 1 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					s.Revoke(ctx)
+				}
+				began := time.Now()
+				_, err := s.Token()
+				assert.ErrorIs(t, err, context.DeadlineExceeded)
+				assert.LessOrEqual(t, time.Since(began), defaultTimeout+grace)
+			})
+		}
+	})
+}
+
+func TestTokenThatExpiredOnItsWayIsNotHandedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLifetime(5*time.Second))
+		late := 6 * time.Second
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			resp, err := server.Transport().RoundTrip(r)
+			time.Sleep(late)
+			return resp, err
+		})}))
+		_, err := s.Token()
+		assert.ErrorContains(t, err, "expired on its way")
+		late = 0
+		time.Sleep(time.Second)
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Empty(t, server.RefreshTokens(), "also that of the late reply")
+	})
+}
+
+func TestTokenThatExpiresWhileItIsPutIntoTheCacheIsNotHandedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLifetime(time.Second))
+		puts := 0
+		s := sourceOf(t, server, WithCache(fakeCache{
+			get: func(context.Context) ([]byte, error) { return nil, nil },
+			put: func(ctx context.Context, _ []byte) error {
+				if puts++; puts == 1 {
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			},
+			lock: func(context.Context) (func(), error) { return func() {}, nil },
+		}))
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+		assert.Len(t, server.TokenRequests(), 2)
 	})
 }

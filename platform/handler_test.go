@@ -426,33 +426,35 @@ func (s *safeBuffer) String() string {
 }
 
 func TestAThousandPostsAtOnce(t *testing.T) {
-	server := moovtest.NewServer()
-	defer server.Close()
-	tokens := newTokens(t, server, WithRate(1e6))
-	h := tokens.Handler(user)
-	var mu sync.Mutex
-	seen := make(map[string]int)
-	var callers sync.WaitGroup
-	for i := range 1000 {
-		callers.Go(func() {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, post(fmt.Sprint(i%200)))
-			var token struct {
-				AccessToken string `json:"access_token"`
-				Scope       string `json:"scope"`
-			}
-			assert.NoError(t, json.NewDecoder(w.Body).Decode(&token))
-			assert.Equal(t, fmt.Sprintf("/accounts/%[1]d/cards.read /accounts/%[1]d/cards.write", i%200), token.Scope)
-			mu.Lock()
-			defer mu.Unlock()
-			seen[token.AccessToken]++
-		})
-	}
-	callers.Wait()
-	assert.Len(t, seen, 1000)
-	assert.Len(t, server.AccessTokens(), 1000)
-	assert.EqualValues(t, 1000, tokens.Stats().Minted)
-	assert.Zero(t, tokens.Stats().Sources)
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithLatency(80 * time.Millisecond))
+		defer server.Close()
+		tokens := newTokens(t, server, WithRate(200))
+		h := tokens.Handler(user)
+		var mu sync.Mutex
+		seen := make(map[string]int)
+		var callers sync.WaitGroup
+		for i := range 1000 {
+			callers.Go(func() {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, post(fmt.Sprint(i%200)))
+				var token struct {
+					AccessToken string `json:"access_token"`
+					Scope       string `json:"scope"`
+				}
+				assert.NoError(t, json.NewDecoder(w.Body).Decode(&token))
+				assert.Equal(t, fmt.Sprintf("/accounts/%[1]d/cards.read /accounts/%[1]d/cards.write", i%200), token.Scope)
+				mu.Lock()
+				defer mu.Unlock()
+				seen[token.AccessToken]++
+			})
+		}
+		callers.Wait()
+		assert.Len(t, seen, 1000)
+		assert.Len(t, server.AccessTokens(), 1000)
+		assert.EqualValues(t, 1000, tokens.Stats().Minted)
+		assert.Zero(t, tokens.Stats().Sources)
+	})
 }
 
 func TestHandlerNeedsAFunction(t *testing.T) {
