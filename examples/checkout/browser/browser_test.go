@@ -17,7 +17,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// What the README shows: sign-in, token, card, the other user's account.
+// visit is what the README shows: sign-in, token, card, the other user's account.
 func visit(b *tab) {
 	b.signIn("ada")
 	b.click("#link")
@@ -116,7 +116,7 @@ func TestSearchFindsEncodedSecrets(t *testing.T) {
 
 func TestPageRenewsAcrossExpiry(t *testing.T) {
 	t.Parallel()
-	b := open(t, setting{lifetime: 4 * time.Second})
+	b := open(t, setting{lifetime: 6 * time.Second})
 	b.signIn("ada")
 	first := b.token()
 	b.reads("#next", "1 so far")
@@ -409,7 +409,7 @@ func TestPolicyStopsInjectedScripts(t *testing.T) {
 func TestScreenshots(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]setting{
-		"light": {}, "dark": {dark: true}, "narrow": {width: 360, height: 740}, "narrow-dark": {width: 360, height: 740, dark: true},
+		"light": {}, "dark": {dark: true}, "readme": {width: 1024, height: 900}, "narrow": {width: 360, height: 740}, "narrow-dark": {width: 360, height: 740, dark: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

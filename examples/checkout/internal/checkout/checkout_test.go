@@ -124,7 +124,9 @@ func TestSignOutRevokesTheSessionsTokens(t *testing.T) {
 	assert.True(t, api.Alive(hers))
 
 	ada.cookie = session // a copy of it is worth nothing
+	requests := len(api.TokenRequests())
 	assert.Equal(t, http.StatusUnauthorized, ada.send("POST", "/moov-token", nil).StatusCode)
+	assert.Len(t, api.TokenRequests(), requests)
 	assert.Equal(t, http.StatusNoContent, ada.send("POST", "/sign-out", nil).StatusCode, "once more is no error")
 }
 
