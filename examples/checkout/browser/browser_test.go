@@ -116,7 +116,7 @@ func TestSearchFindsEncodedSecrets(t *testing.T) {
 
 func TestPageRenewsAcrossExpiry(t *testing.T) {
 	t.Parallel()
-	b := open(t, setting{lifetime: 4 * time.Second})
+	b := open(t, setting{lifetime: 6 * time.Second})
 	b.signIn("ada")
 	first := b.token()
 	b.reads("#next", "1 so far")
