@@ -60,10 +60,10 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 	for {
 		g.budget = newBudget(g.within)
 		h, err := g.once(ctx)
-		if err == nil || g.limiter == nil || !throttled(err) || g.waiting.Load() == 0 || time.Now().After(g.end) {
+		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
+		if err == nil || g.limiter == nil || !throttled(err) || g.waiting.Load() == 0 || time.Until(g.end) < delay {
 			return h, err
 		}
-		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
 		g.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := g.inLine(ctx, func(ctx context.Context) error { return sleep(ctx, delay) }); late != nil {
 			return nil, late

@@ -70,10 +70,10 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 				repeat: func(error) bool { return true },
 			})
 		}
-		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
+		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
+		if err == nil || e.limiter == nil || !throttled(err) || time.Until(end) < delay {
 			return err
 		}
-		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
 		e.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := b.stop(func() error { return sleep(ctx, delay) }); late != nil {
 			return fmt.Errorf("%w (not tried again: %w)", err, late)
