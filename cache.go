@@ -212,7 +212,13 @@ func (v *visit) lock(ctx context.Context) (unlock func(), locked bool) {
 	if l == nil {
 		return unlock, false
 	}
-	free, err := call(ctx, v, "Lock", v.left*3/4, func(ctx context.Context) (func(), error) { return l.Lock(ctx, v.key) }, func(late func()) { late() })
+	free, err := call(ctx, v, "Lock", v.left*3/4, func(ctx context.Context) (func(), error) {
+		free, err := l.Lock(ctx, v.key)
+		if free == nil && err == nil {
+			err = errors.New("it returned neither an unlock function nor an error")
+		}
+		return free, err
+	}, func(late func()) { late() })
 	if err != nil || free == nil {
 		return unlock, false
 	}

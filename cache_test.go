@@ -360,7 +360,7 @@ func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
 			seen += len(hints)
 			assert.IsNonIncreasing(t, hints, "those that could mint more come first")
 		}
-		assert.Equal(t, 5, seen, "of the one, two tokens, of the other three")
+		assert.Equal(t, 6, seen, "of each, two tokens, and the refresh token that it read in the cache before it overwrote it, or replaced by adopting")
 		assert.Empty(t, server.RefreshTokens())
 		assert.Empty(t, server.AccessTokens())
 	})
@@ -578,7 +578,7 @@ func TestCacheThatFails(t *testing.T) {
 		{"has nothing, and says so as package os does", only(works, func(c *fakeCache) {
 			c.get = func(context.Context) ([]byte, error) { return nil, fmt.Errorf("redis: %w", fs.ErrNotExist) }
 		}), "", 0, true},
-		{"returns nothing where an unlock is due", answers(nil), "", 0, false},
+		{"returns nothing where an unlock is due", answers(nil), "neither an unlock function nor an error", 0, false},
 		{"holds garbage", answers([]byte("garbage")), "not of this format", 0, false},
 		{"holds garbage of the format", answers([]byte(entryFormat + "garbage")), "it was altered", 0, false},
 		{"holds another format", answers([]byte("moovauth-0:garbage")), "not of this format", 0, false},
@@ -1023,6 +1023,24 @@ func TestFleetSoak(t *testing.T) {
 			assert.Empty(t, cache.held, "seed %d: the lock is free", seed)
 			assert.Less(t, len(server.TokenRequests()), 500, "seed %d", seed)
 			t.Logf("seed %d: %d token requests", seed, len(server.TokenRequests()))
+		})
+	}
+}
+
+// The record of a refresh token is gone once its entry is overwritten.
+func TestRefreshTokenInAnEntryThatIsOverwrittenIsRevoked(t *testing.T) {
+	t.Parallel()
+	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				token(t, sourceOf(t, server, WithCache(cache)))
+				time.Sleep(time.Hour)
+				s := sourceOf(t, server, WithCache(cache))
+				token(t, s)
+				require.NoError(t, s.Revoke(t.Context()))
+				assertAllDead(t, server)
+			})
 		})
 	}
 }

@@ -279,3 +279,17 @@ func TestReplyOfAMebibyteIsRead(t *testing.T) {
 	server.Enqueue(moovtest.Answer{Body: reply + strings.Repeat(" ", maxBody-len(reply))})
 	assert.Equal(t, "x", token(t, sourceOf(t, server)).AccessToken)
 }
+
+func TestExtraFindsWhatStandsBehindLargeMembers(t *testing.T) {
+	t.Parallel()
+	for name, large := range map[string]string{
+		"array":   "[" + strings.Repeat(`"x",`, maxExtra) + `"x"]`,
+		"object":  `{"x":"` + strings.Repeat("x", maxExtra) + `"}`,
+		"string":  `"` + strings.Repeat("x", maxExtra) + `"`,
+		"nothing": "null",
+	} {
+		r, err := readToken(nil, []byte(`{"access_token":"x","account":`+large+`,"scope":"/ping.read","z":1}`), time.Now())
+		require.NoError(t, err)
+		assert.Equal(t, map[string]any{"scope": "/ping.read", "z": 1.0}, r.members, name)
+	}
+}

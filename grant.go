@@ -60,10 +60,10 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 	for {
 		g.budget = newBudget(g.within)
 		h, err := g.once(ctx)
-		if err == nil || g.limiter == nil || !throttled(err) || g.waiting.Load() == 0 || time.Now().After(g.end) {
+		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
+		if err == nil || g.limiter == nil || !throttled(err) || g.waiting.Load() == 0 || time.Until(g.end) < delay {
 			return h, err
 		}
-		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
 		g.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := g.inLine(ctx, func(ctx context.Context) error { return sleep(ctx, delay) }); late != nil {
 			return nil, late
@@ -74,7 +74,8 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 // once looks in the cache, waits in line, takes the cache's lock and looks again,
 // sends the refresh token, and asks with client credentials.
 func (g *grant) once(ctx context.Context) (*held, error) {
-	if h, _ := g.look(ctx); h != nil {
+	h, found := g.look(ctx)
+	if h != nil {
 		return h, nil
 	}
 	if err := g.mayAsk(); err != nil {
@@ -87,13 +88,13 @@ func (g *grant) once(ctx context.Context) (*held, error) {
 	unlock, locked := g.cache.lock(ctx)
 	defer unlock()
 	if g.cache.locker() != nil {
-		var h *held
 		if h, cached = g.look(ctx); h != nil {
 			return h, nil
 		}
+		found = cached
 	}
-	if cached != nil { // its entry is about to be overwritten
-		g.memory.keep(cached.RefreshToken, g.clock())
+	if found != nil { // it is about to be overwritten
+		g.memory.keep(found.RefreshToken, g.clock())
 	}
 	if g.background && g.gaveWay() {
 		return nil, errRevoked

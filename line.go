@@ -36,9 +36,14 @@ type undated struct{ context.Context }
 
 func (undated) Deadline() (deadline time.Time, ok bool) { return deadline, false }
 
+// maxTell is how long the limiter may take to hear of a 429.
+const maxTell = time.Second
+
 // tell tells the limiter of a 429.
 func (e *endpoint) tell(ctx context.Context, retryAfter time.Duration) {
 	if l, ok := e.limiter.(interface{ Refused(time.Duration) }); ok {
+		ctx, cancel := context.WithTimeout(ctx, maxTell) // a call's own may never end
+		defer cancel()
 		_, _ = guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
 			func() (struct{}, error) { l.Refused(retryAfter); return struct{}{}, nil }, nil)
 	}

@@ -287,3 +287,48 @@ func TestLimiterHearsOfThe429sOfAPICalls(t *testing.T) {
 		assert.Equal(t, []time.Duration{3 * time.Second}, q.refused)
 	})
 }
+
+func TestLineEndsBeforeAnHourIsOver(t *testing.T) {
+	t.Parallel()
+	for _, after := range []string{"", "60", "1000", "3000", "7200"} {
+		synctest.Test(t, func(t *testing.T) {
+			refuse := roundTripper(func(r *http.Request) (*http.Response, error) {
+				resp := answer(r, http.StatusTooManyRequests, http.NoBody)
+				resp.Header.Set("Retry-After", after)
+				return resp, nil
+			})
+			opts := []Option{WithScopes("/ping.read"), WithHTTPClient(&http.Client{Transport: refuse}), WithLimiter(&queue{long: 20 * time.Second})}
+			creds := Credentials{"public-key", "secret-key"}
+			s, err := NewTokenSource(creds, opts...)
+			require.NoError(t, err)
+			for op, ask := range map[string]func() error{
+				"Token":  func() error { _, err := s.Token(); return err },
+				"Revoke": func() error { return Revoke(t.Context(), creds, "some-token", opts...) },
+			} {
+				began := time.Now()
+				require.Error(t, ask(), op)
+				assert.LessOrEqual(t, time.Since(began), time.Hour, "%s, Retry-After %s", op, after)
+			}
+		})
+	}
+}
+
+// refusedHangs is a Limiter that hangs when it hears of a 429.
+type refusedHangs struct{ queue }
+
+func (*refusedHangs) Refused(time.Duration) { time.Sleep(time.Hour) }
+
+func TestLimiterThatHangsInRefusedKeepsNoAnswerBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		server.Handle("/busy", "", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }))
+		s := sourceOf(t, server, WithLimiter(new(refusedHangs)))
+		began := time.Now()
+		resp, err := s.Client().Get(server.URL + "/busy")
+		require.NoError(t, err)
+		resp.Body.Close()
+		assert.LessOrEqual(t, time.Since(began), maxTell+heed)
+		time.Sleep(2 * time.Hour)
+	})
+}

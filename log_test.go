@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -449,5 +450,35 @@ func TestRepeatedWarningIsLoggedWhenItChanges(t *testing.T) {
 			grant(step.members)
 			require.Equal(t, step.want, said(), "%s", step.members)
 		}
+	})
+}
+
+// A handler that hangs costs one record's time, not that of all.
+func TestHandlerThatHangsHoldsUpRevokeOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		var hangs atomic.Bool
+		var records atomic.Int32
+		s := sourceOf(t, server, WithLogger(slog.New(handler(func(slog.Record) {
+			if records.Add(1); hangs.Load() {
+				time.Sleep(time.Minute)
+			}
+		}))))
+		for range 10 {
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(31 * time.Second)
+		}
+		hangs.Store(true)
+		began := time.Now()
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Equal(t, maxLog, time.Since(began))
+		assert.Empty(t, server.AccessTokens())
+		time.Sleep(time.Minute)
+
+		hangs.Store(false)
+		before := records.Load()
+		token(t, s)
+		assert.Greater(t, records.Load(), before, "it is used again once it has returned")
 	})
 }

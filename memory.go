@@ -273,13 +273,18 @@ func (m *memory) take(more []former, now instant) (taken []former) {
 			}
 			s.held = nil
 		}
-		for _, f := range append(more, m.past().former...) {
+		old := 0
+		for i, f := range slices.Concat(m.past().former, more) {
 			if f.token != "" && f.alive(now) && !slices.ContainsFunc(taken, func(t former) bool { return t.token == f.token }) {
 				m.retire(f.token)
 				taken = append(taken, f)
+				if i < len(m.past().former) {
+					old++
+				}
 			}
 		}
-		m.past().former = slices.Clone(taken)
+		m.past().former = taken                         // oldest first: those are forgotten first
+		taken = slices.Concat(taken[old:], taken[:old]) // and revoked last
 		slices.SortStableFunc(taken, func(a, b former) int { return -cmp.Compare(a.hint, b.hint) })
 	})
 	return taken

@@ -514,8 +514,8 @@ func TestTake(t *testing.T) {
 	m.revoked("r2")
 	m.revoked("a2")
 	m.revoked("unknown")
-	assert.Equal(t, []string{"cached-r", "refresh", "r3", "access", "a3"}, tokensOf(m.take(nil, at(14*time.Minute))), "what is not revoked stays known")
-	assert.Equal(t, []string{"cached-r", "refresh", "r3", "a3"}, tokensOf(m.take(nil, at(15*time.Minute))), "while it may be alive")
+	assert.Equal(t, []string{"refresh", "r3", "cached-r", "access", "a3"}, tokensOf(m.take(nil, at(14*time.Minute))), "what is not revoked stays known")
+	assert.Equal(t, []string{"refresh", "r3", "cached-r", "a3"}, tokensOf(m.take(nil, at(15*time.Minute))), "while it may be alive")
 	assert.Equal(t, 3, m.load().revokes)
 }
 
@@ -839,4 +839,17 @@ func structOf(bare reflect.Value) any {
 	outer := reflect.New(reflect.StructOf([]reflect.StructField{{Name: "Source", Type: bare.Type()}})).Elem()
 	outer.Field(0).Set(bare)
 	return outer.Interface()
+}
+
+func TestOldestFormerTokensAreForgottenFirstAlsoAfterTake(t *testing.T) {
+	t.Parallel()
+	m := memoryWith()
+	for i := range maxFormer - 2 {
+		m.keep(fmt.Sprint("former-", i), instant{})
+	}
+	m.take(nil, instant{}) // none is revoked
+	m.late(&oauth2.Token{AccessToken: "a2", RefreshToken: "r2"}, instant{})
+	assert.NotContains(t, formerTokens(m), "former-0")
+	assert.NotContains(t, formerTokens(m), "former-1")
+	assert.Contains(t, formerTokens(m), "refresh", "it was in hand")
 }

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -167,6 +168,7 @@ type config struct {
 	early     time.Duration // negative: the default, which depends on the token's lifetime
 	timeout   time.Duration
 	logger    *slog.Logger // nil: nowhere
+	stuck     atomic.Int32 // records on which the logger has not returned in time
 	limiter   Limiter      // nil: none
 	redact    redact.Set   // what no message may carry
 

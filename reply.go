@@ -82,8 +82,9 @@ func extra(raw map[string]json.RawMessage) map[string]any {
 			continue
 		}
 		text := raw[name]
-		if left -= len(name) + len(text) + perMember; left < 0 {
-			break
+		size := len(name) + len(text) + perMember
+		if text[0] == '{' || text[0] == '[' || size > left {
+			continue
 		}
 		var v any
 		if json.Unmarshal(text, &v) != nil { // a number may be too large
@@ -95,6 +96,7 @@ func extra(raw map[string]json.RawMessage) map[string]any {
 				members = make(map[string]any)
 			}
 			members[name] = v
+			left -= size
 		}
 	}
 	return members

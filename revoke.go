@@ -70,10 +70,10 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 				repeat: func(error) bool { return true },
 			})
 		}
-		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
+		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
+		if err == nil || e.limiter == nil || !throttled(err) || time.Until(end) < delay {
 			return err
 		}
-		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
 		e.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := b.stop(func() error { return sleep(ctx, delay) }); late != nil {
 			return fmt.Errorf("%w (not tried again: %w)", err, late)
@@ -110,6 +110,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 	}
 	var errs []error
 	cache := s.store.visit()
+	cache.within(b.part(4))          // so that a slow one leaves time for the tokens
 	before, unread := cache.get(ctx) // another process may replace it while this one waits
 	unknown, err := s.takeTurn(ctx, b)
 	if err != nil {
@@ -162,6 +163,9 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 // takeTurn waits for the grant in progress for half of the time, then cancels
 // it. unknown says that the grant may have brought a token that nobody knows.
 func (s *TokenSource) takeTurn(ctx context.Context, b *budget) (unknown bool, err error) {
+	if s.turn.TryAcquire(1) { // also if no time is left: nobody is in the way
+		return false, nil
+	}
 	s.revokes.Add(1)
 	defer s.revokes.Add(-1)
 	if g := s.running.Load(); g != nil {

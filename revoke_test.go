@@ -620,3 +620,40 @@ func TestGrantThatFailsWhileRevokeCancelsItFailsNobody(t *testing.T) {
 		caller.Wait()
 	})
 }
+
+func TestRevokeWithLittleTimeAndASlowCacheRevokesWhatIsInHand(t *testing.T) {
+	t.Parallel()
+	for _, long := range []time.Duration{100 * time.Millisecond, time.Second, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			server := inMemory(t)
+			cache, hangs := newLockingCache(), false
+			s := sourceOf(t, server, WithCache(fakeCache{
+				get: func(ctx context.Context) ([]byte, error) {
+					if hangs {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					return cache.Get(ctx, "")
+				},
+				put:    func(ctx context.Context, data []byte) error { return cache.Put(ctx, "", data) },
+				remove: func(ctx context.Context) error { return cache.Delete(ctx, "") },
+				lock:   func(ctx context.Context) (func(), error) { return cache.Lock(ctx, "") },
+			}))
+			token(t, s)
+			hangs = true
+			ctx, cancel := context.WithTimeout(t.Context(), long)
+			defer cancel()
+			assert.ErrorContains(t, s.Revoke(ctx), "the cache could not be read")
+			assert.NoError(t, ctx.Err(), "in time")
+			assertAllDead(t, server)
+		})
+	}
+}
+
+func TestRevokeWithoutTimeBlamesNobodyElse(t *testing.T) {
+	t.Parallel()
+	server := onLoopback(t)
+	err := sourceOf(t, server, WithTimeout(1), WithToken(&oauth2.Token{AccessToken: "given-token"})).Revoke(t.Context())
+	assert.ErrorContains(t, err, "WithTimeout")
+	assert.NotContains(t, err.Error(), "another")
+}

@@ -136,6 +136,9 @@ func (t *Transport) check(req *http.Request) (*passage, error) {
 		return nil, errors.New("moovauth: the request has no URL")
 	}
 	before, _ := req.Context().Value(t).(*passage)
+	if before != nil && before.over.Load() { // the request is made with the context of an answer's Request
+		return nil, nil
+	}
 	if before != nil && (before.nth >= maxPassages || before.url.String() == req.URL.String()) {
 		return nil, errors.New("moovauth: Transport.Base (http.DefaultTransport if it is nil) leads back to the Transport itself: set Base to a RoundTripper that does not")
 	}
@@ -149,7 +152,8 @@ type passage struct {
 	context.Context
 	through *Transport
 	url     *url.URL
-	nth     int // of those that are within each other
+	nth     int         // of those that are within each other
+	over    atomic.Bool // Base has returned
 }
 
 const maxPassages = 8 // within each other
@@ -208,6 +212,9 @@ func is(name, header string) bool {
 // send hands req to Base.
 func (t *Transport) send(req *http.Request) (*http.Response, error) {
 	resp, err := t.base().RoundTrip(req)
+	if own, ok := req.Context().(*passage); ok {
+		own.over.Store(true)
+	}
 	if resp == nil && err == nil {
 		return nil, fmt.Errorf("moovauth: Transport.Base, a %T, returned neither a response nor an error", t.base())
 	}

@@ -1229,3 +1229,19 @@ func TestLimiterIsToldOfEach429(t *testing.T) {
 	assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode, "which is returned as it is")
 	assert.Equal(t, []time.Duration{7 * time.Second, 0}, limiter.told)
 }
+
+// An answer's Request has been through the Transport, and is over.
+func TestRequestOfAnAnswerMayBeMadeAgain(t *testing.T) {
+	t.Parallel()
+	server := onLoopback(t)
+	client := sourceOf(t, server).Client()
+	req, err := http.NewRequest(http.MethodGet, server.URL+"/ping", nil)
+	require.NoError(t, err)
+	for range 2 * maxPassages {
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		require.Equal(t, http.StatusOK, resp.StatusCode)
+		req = resp.Request
+	}
+}
