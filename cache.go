@@ -232,7 +232,7 @@ func (v *visit) put(ctx context.Context, e *entry) bool {
 		err = errors.New("the token is too large to be cached")
 	}
 	if err != nil {
-		v.log(slog.LevelWarn, "moovauth: cache: Put", "key", v.key, "error", err)
+		v.log(slog.LevelWarn, "moovauth: the token is not cached", "key", v.key, "error", err)
 		return false
 	}
 	data := append([]byte(entryFormat), v.seal.Seal(nil, nil, text, []byte(v.key))...)

@@ -64,6 +64,7 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 			return h, err
 		}
 		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
+		g.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := g.inLine(ctx, func(ctx context.Context) error { return sleep(ctx, delay) }); late != nil {
 			return nil, late
 		}
@@ -256,6 +257,7 @@ func (g *grant) ask(ctx context.Context, grantType string, form url.Values, refr
 		g.tooLate(r)
 		return nil, g.useless(grantType, r, "the server handed out a token that was invalidated or revoked")
 	}
+	g.redact.Keep(g.memory.texts(now))
 	succeeded.Add(1)
 	broken := g.report(grantType, r, h, time.Since(began))
 	g.cache.put(ctx, &entry{Token: h.token, Members: r.members, Spent: refresh, Assumed: r.warning != ""})

@@ -1243,7 +1243,7 @@ func TestFleetThatIsToldToWaitDoesNotComeBackInStep(t *testing.T) {
 						back[i] = time.Since(began)
 						return
 					}
-					time.Sleep(c.wait / 100)
+					time.Sleep(c.wait / 400)
 				}
 			})
 		}

@@ -44,16 +44,23 @@ func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option
 
 // revoke revokes token within b. With a limiter, a 429 sends it back to the end
 // of the line, which does not count.
-func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, b *budget) error {
+func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, b *budget) (err error) {
 	form := url.Values{"token": {token}}
 	if hint != "" {
 		form.Set("token_type_hint", string(hint))
 	}
-	end := time.Now().Add(maxLine)
+	began := time.Now()
+	defer func() {
+		if err != nil {
+			e.log(slog.LevelWarn, "moovauth: token not revoked", "token_type_hint", hint, "error", err, "duration", time.Since(began))
+		} else {
+			e.log(slog.LevelDebug, "moovauth: token revoked", "token_type_hint", hint, "duration", time.Since(began))
+		}
+	}()
+	end := began.Add(maxLine)
 	line := func(ctx context.Context) error {
 		return b.stop(func() error { return e.wait(ctx, time.Until(end)) })
 	}
-	began := time.Now()
 	for {
 		err := line(ctx)
 		if err == nil {
@@ -64,14 +71,10 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 			})
 		}
 		if err == nil || e.limiter == nil || !throttled(err) || time.Now().After(end) {
-			if err != nil {
-				e.log(slog.LevelWarn, "moovauth: token not revoked", "token_type_hint", hint, "error", err, "duration", time.Since(began))
-			} else {
-				e.log(slog.LevelDebug, "moovauth: token revoked", "token_type_hint", hint, "duration", time.Since(began))
-			}
 			return err
 		}
 		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
+		e.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
 		if late := b.stop(func() error { return sleep(ctx, delay) }); late != nil {
 			return fmt.Errorf("%w (not tried again: %w)", err, late)
 		}

@@ -543,3 +543,80 @@ func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
 		assert.Empty(t, server.RefreshTokens())
 	})
 }
+
+func TestRevokeReachesAnEntryThatIsReplacedWhileItWaitsForTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		other := sourceOf(t, server, WithCache(cache))
+		first := token(t, other)
+		time.Sleep(14 * time.Minute)
+		server.SetLatency(time.Second)
+		token(t, other) // is refreshed in the background, under the lock
+		synctest.Wait()
+		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
+		assert.Len(t, server.TokenRequests(), 2)
+		assert.False(t, server.Alive(first.AccessToken), "the cache held it when Revoke was called")
+		assert.Empty(t, server.AccessTokens())
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestRevokeTakesNoLongerWithACacheThatHangs(t *testing.T) {
+	for _, op := range []string{"Get", "Put", "Delete", "Lock", "unlock"} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				cache := newLockingCache()
+				hangs := false
+				hang := func(at string) {
+					if hangs && at == op {
+						time.Sleep(10 * time.Second)
+					}
+				}
+				s := sourceOf(t, server, WithTimeout(4*time.Second), WithCache(fakeCache{
+					get: func(ctx context.Context) ([]byte, error) { hang("Get"); return cache.Get(ctx, "") },
+					put: func(ctx context.Context, data []byte) error { hang("Put"); return cache.Put(ctx, "", data) },
+					remove: func(ctx context.Context) error {
+						hang("Delete")
+						return cache.Delete(ctx, "")
+					},
+					lock: func(ctx context.Context) (func(), error) {
+						hang("Lock")
+						unlock, err := cache.Lock(ctx, "")
+						return func() { hang("unlock"); unlock() }, err
+					},
+				}))
+				token(t, s)
+				hangs = true
+				server.SetLatency(1400 * time.Millisecond)
+				began := time.Now()
+				s.Revoke(t.Context())
+				assert.LessOrEqual(t, time.Since(began), 4*time.Second)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+func TestGrantThatFailsWhileRevokeCancelsItFailsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		slow := true
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if slow {
+				<-r.Context().Done()
+				slow = false
+				return nil, errors.New("no route to host")
+			}
+			return server.Transport().RoundTrip(r)
+		})}))
+		var caller sync.WaitGroup
+		caller.Go(func() { token(t, s) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		assert.Error(t, s.Revoke(ctx))
+		caller.Wait()
+	})
+}

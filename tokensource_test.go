@@ -933,3 +933,64 @@ func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
 		assert.Less(t, time.Since(began), 4*time.Second, "three attempts")
 	})
 }
+
+func TestCallerWhoseFlightsAreCancelledWaitsNoLongerThanTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Hour))
+		s := sourceOf(t, server)
+		var callers sync.WaitGroup
+		defer callers.Wait()
+		for i := range 6 {
+			callers.Go(func() { // each Revoke starts the time of the flight anew
+				time.Sleep(time.Duration(i) * 5 * time.Second)
+				if i%2 == 1 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					s.Revoke(ctx)
+				}
+				began := time.Now()
+				_, err := s.Token()
+				assert.ErrorIs(t, err, context.DeadlineExceeded)
+				assert.LessOrEqual(t, time.Since(began), defaultTimeout+grace)
+			})
+		}
+	})
+}
+
+func TestTokenThatExpiredOnItsWayIsNotHandedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLifetime(5*time.Second))
+		late := 6 * time.Second
+		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			resp, err := server.Transport().RoundTrip(r)
+			time.Sleep(late)
+			return resp, err
+		})}))
+		_, err := s.Token()
+		assert.ErrorContains(t, err, "expired on its way")
+		late = 0
+		time.Sleep(time.Second)
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Empty(t, server.RefreshTokens(), "also that of the late reply")
+	})
+}
+
+func TestTokenThatExpiresWhileItIsPutIntoTheCacheIsNotHandedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLifetime(time.Second))
+		puts := 0
+		s := sourceOf(t, server, WithCache(fakeCache{
+			get: func(context.Context) ([]byte, error) { return nil, nil },
+			put: func(ctx context.Context, _ []byte) error {
+				if puts++; puts == 1 {
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			},
+			lock: func(context.Context) (func(), error) { return func() {}, nil },
+		}))
+		assert.True(t, server.Alive(token(t, s).AccessToken))
+		assert.Len(t, server.TokenRequests(), 2)
+	})
+}

@@ -11,8 +11,8 @@ require (
 	cloud.google.com/go/auth v0.24.3
 	github.com/Azure/azure-sdk-for-go/sdk/azcore v1.24.0
 	github.com/aws/aws-sdk-go-v2 v1.47.7
-	github.com/moovauth/moovauth v0.0.0-00010101000000-000000000000
-	github.com/moovauth/moovauth/platform v0.0.0-00010101000000-000000000000
+	github.com/moovauth/moovauth v0.1.0
+	github.com/moovauth/moovauth/platform v0.1.0
 	github.com/stretchr/testify v1.12.1
 	golang.org/x/oauth2 v0.37.0
 	golang.org/x/perf v0.0.0-20260908200009-22c9c6c9d4da

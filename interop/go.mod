@@ -12,7 +12,7 @@ require (
 	github.com/go-oauth2/oauth2/v4 v4.5.4
 	github.com/google/go-github/v92 v92.0.0
 	github.com/hashicorp/go-retryablehttp v0.7.8
-	github.com/moovauth/moovauth v0.0.0-00010101000000-000000000000
+	github.com/moovauth/moovauth v0.1.0
 	github.com/ory/fosite v0.49.0
 	github.com/stretchr/testify v1.12.1
 	github.com/zitadel/oidc/v3 v3.51.17

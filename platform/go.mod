@@ -6,7 +6,7 @@ replace github.com/moovauth/moovauth => ../
 
 require (
 	github.com/hashicorp/golang-lru/v2 v2.0.7
-	github.com/moovauth/moovauth v0.0.0-00010101000000-000000000000
+	github.com/moovauth/moovauth v0.1.0
 	github.com/stretchr/testify v1.12.1
 	golang.org/x/oauth2 v0.37.0
 	golang.org/x/time v0.16.0

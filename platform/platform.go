@@ -222,6 +222,9 @@ func (t *Tokens) Revoke(ctx context.Context, token string) error {
 // Stats is what [Tokens] has, and what it did since it was made.
 type Stats struct {
 	Sources     int           // kept, as far as [WithCapacity] lets them
+	Fresh       int           // of them, those with a fresh token: see [moovauth.Stats]
+	Stale       int           // … with a stale one, which is good, too
+	CoolingDown int           // … that leave the server alone after a failure
 	InLine      int           // requests that wait for their turn
 	LongestWait time.Duration // of them
 	Rate        float64       // requests per second that may go now
@@ -236,12 +239,12 @@ type Stats struct {
 // Stats returns what t has and did. It makes no request and takes no time.
 func (t *Tokens) Stats() Stats {
 	s := Stats{
-		Sources: t.sources.len(),
 		Served:  t.served.Load(),
 		Minted:  t.minted.Load(),
 		Revoked: t.revoked.Load(),
 		Failed:  t.failed.Load(),
 	}
+	t.sources.report(&s)
 	t.line.report(&s)
 	return s
 }

@@ -542,3 +542,29 @@ func (c *closer) RoundTrip(req *http.Request) (*http.Response, error) {
 	return c.RoundTripper.RoundTrip(req)
 }
 func (c *closer) CloseIdleConnections() { c.closed++ }
+
+func TestStatsSumUpTheSources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		tokens := newTokens(t, server)
+		for _, scope := range []string{"/a.read", "/b.read", "/c.read"} {
+			s, err := tokens.Source(scope)
+			require.NoError(t, err)
+			if scope != "/c.read" {
+				_, err = s.Token()
+				require.NoError(t, err)
+			}
+		}
+		st := tokens.Stats()
+		assert.Equal(t, []int{3, 2, 0, 0}, []int{st.Sources, st.Fresh, st.Stale, st.CoolingDown})
+		time.Sleep(14 * time.Minute)
+		server.Enqueue(moovtest.Answer{Status: 403})
+		s, err := tokens.Source("/c.read")
+		require.NoError(t, err)
+		_, err = s.Token()
+		require.Error(t, err)
+		st = tokens.Stats()
+		assert.Equal(t, []int{3, 0, 2, 1}, []int{st.Sources, st.Fresh, st.Stale, st.CoolingDown})
+	})
+}

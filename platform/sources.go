@@ -95,10 +95,24 @@ func (s *sources) forget(key string) {
 	}
 }
 
-func (s *sources) len() int {
+// report fills in what the sources know of Stats.
+func (s *sources) report(st *Stats) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.kept.Len()
+	kept := s.kept.Values()
+	s.mu.Unlock()
+	st.Sources = len(kept)
+	for _, source := range kept {
+		is := source.Stats()
+		switch is.Phase {
+		case moovauth.PhaseFresh:
+			st.Fresh++
+		case moovauth.PhaseStale:
+			st.Stale++
+		}
+		if !is.CoolDownUntil.IsZero() {
+			st.CoolingDown++
+		}
+	}
 }
 
 // all returns those that are kept, those used last first, and those that

@@ -7,7 +7,7 @@ replace github.com/moovauth/moovauth => ../
 require (
 	github.com/alicebob/miniredis/v2 v2.40.0
 	github.com/bsm/redislock v0.9.4
-	github.com/moovauth/moovauth v0.0.0-00010101000000-000000000000
+	github.com/moovauth/moovauth v0.1.0
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/stretchr/testify v1.12.1
 	golang.org/x/oauth2 v0.37.0

@@ -30,10 +30,7 @@ func main() {
 	if os.Getenv("REDIS_URL") != "" {
 		run = inRedis
 	}
-	if err := run(ctx, os.Stdin, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "fleet:", err)
-		os.Exit(1)
-	}
+	os.Exit(fleet.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, run))
 }
 
 const folderVariable = "FLEET_FOLDER" // set in the processes of the fleet
@@ -48,7 +45,7 @@ func inFolder(ctx context.Context, in io.Reader, out io.Writer) error {
 		defer os.RemoveAll(folder)
 	}
 	f := fleet.Fleet{
-		Where: folder,
+		Where: "folder " + folder,
 		Cache: func() (moovauth.Cache, error) { return moovauth.DirCache(folder), nil },
 		Env:   []string{folderVariable + "=" + folder},
 	}
@@ -61,6 +58,12 @@ func inRedis(ctx context.Context, in io.Reader, out io.Writer) error {
 	_, file, _, _ := runtime.Caller(0)
 	cmd := exec.CommandContext(ctx, "go", "run", ".")
 	cmd.Dir = filepath.Join(filepath.Dir(file), "redis")
+	if _, err := os.Stat(cmd.Dir); err != nil {
+		return fmt.Errorf("REDIS_URL: the program for Redis is not beside this one (%w): run both from a clone, with go run ./examples/fleet", err)
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, os.Stderr
-	return cmd.Run()
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("the program for Redis, in %s: %w", cmd.Dir, err)
+	}
+	return nil
 }

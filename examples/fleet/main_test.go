@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -9,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/moovauth/moovauth/examples/fleet/internal/fleet"
 )
 
 // TestMain is the fleet's process where the example starts this binary again.
@@ -26,12 +30,12 @@ func TestOneProcessAsksForEachToken(t *testing.T) {
 	require.NoError(t, inFolder(t.Context(), nil, &out))
 	t.Log(out.String())
 	for _, token := range []string{"1", "2", "3"} {
-		assert.Len(t, regexp.MustCompile(`process \d  asked   token `+token).FindAllString(out.String(), -1), 1)
-		assert.Len(t, regexp.MustCompile(`process \d  adopted token `+token).FindAllString(out.String(), -1), 3)
+		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the server\n`).FindAllString(out.String(), -1), 1)
+		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the cache\n`).FindAllString(out.String(), -1), 3)
 	}
-	assert.Contains(t, out.String(), "3 token requests; without a cache: 12")
+	assert.Contains(t, out.String(), "got 3 token requests. Without a cache it would have got 12: 4 processes with 3 tokens each.")
 
-	folder := regexp.MustCompile(`a cache in ([^,]+)`).FindStringSubmatch(out.String())[1]
+	folder := regexp.MustCompile(`a cache in folder ([^,]+)`).FindStringSubmatch(out.String())[1]
 	assert.NoDirExists(t, folder)
 }
 
@@ -39,4 +43,27 @@ func TestRunStopsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	assert.ErrorIs(t, inFolder(ctx, nil, new(strings.Builder)), context.Canceled)
+}
+
+func TestCommandLine(t *testing.T) {
+	never := func(context.Context, io.Reader, io.Writer) error { panic("it runs") }
+	fails := func(context.Context, io.Reader, io.Writer) error { return errors.New("no luck") }
+	for _, c := range []struct {
+		args      []string
+		run       func(context.Context, io.Reader, io.Writer) error
+		code      int
+		out, errs string
+	}{
+		{[]string{"-h"}, never, 0, "  REDIS_URL  ", ""},
+		{[]string{"--help"}, never, 0, "usage: go run ./examples/fleet\n", ""},
+		{[]string{"-verbose"}, never, 2, "", "fleet: flag provided but not defined: -verbose; -h shows what there is\n"},
+		{[]string{"now"}, never, 2, "", "fleet: unexpected argument \"now\"; -h shows what there is\n"},
+		{nil, fails, 1, "", "fleet: no luck\n"},
+	} {
+		var out, errs strings.Builder
+		assert.Equal(t, c.code, fleet.Main(t.Context(), c.args, nil, &out, &errs, c.run))
+		assert.Contains(t, out.String(), c.out)
+		assert.Equal(t, c.out == "", out.Len() == 0)
+		assert.Equal(t, c.errs, errs.String())
+	}
 }

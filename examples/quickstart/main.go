@@ -3,20 +3,20 @@
 //
 //	go run ./examples/quickstart
 //
-// talks to an embedded test server. It talks to Moov where MOOV_PUBLIC_KEY and
-// MOOV_SECRET_KEY are set, at MOOV_HOST (default api.moov.io), with
-// MOOV_ORIGIN, a domain of the API key's allowed-domain list such as
-// https://example.com.
+// talks to an embedded test server, or to Moov if it is given an API key; -h
+// says how.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,13 +26,51 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
+const usage = `usage: go run ./examples/quickstart
+
+Shows the life of an access token, a line for each step: it is obtained, used
+for GET /ping, shared by a hundred callers at the moment that it expires, and
+revoked. Without an API key the server is an embedded one, with tokens that
+live for two seconds; no account is needed, and nothing leaves this machine.
+
+With an API key the server is Moov's, and the hundred callers are left out.
+These environment variables count:
+
+  MOOV_PUBLIC_KEY  the API key's public key (the OAuth2 client ID)
+  MOOV_SECRET_KEY  the API key's secret key (the OAuth2 client secret)
+  MOOV_ORIGIN      a domain of the API key's allowed-domain list, such as
+                   https://example.com; Moov refuses a token without it
+  MOOV_HOST        where the API is, with or without https://, if it is not at
+                   api.moov.io; counts only with an API key
+`
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdout, os.Getenv); err != nil {
-		fmt.Fprintln(os.Stderr, "quickstart:", err)
-		os.Exit(1)
+	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
+}
+
+// command runs the example as the command line asks, and returns its exit code.
+func command(ctx context.Context, args []string, out, errs io.Writer, env func(string) string) int {
+	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(out, usage)
+		return 0
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
+	if err != nil {
+		fmt.Fprintf(errs, "quickstart: %v; -h shows what there is\n", err)
+		return 2
+	}
+	if err := run(ctx, out, env); err != nil {
+		fmt.Fprintln(errs, "quickstart:", err)
+		return 1
+	}
+	return 0
 }
 
 func run(ctx context.Context, out io.Writer, env func(string) string) error {
@@ -41,23 +79,25 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 	}
 
 	creds := moovauth.Credentials{ClientID: env("MOOV_PUBLIC_KEY"), ClientSecret: env("MOOV_SECRET_KEY")}
-	var baseURL string
+	host := env("MOOV_HOST")
+	baseURL := moovauth.DefaultBaseURL
 	var embedded *moovtest.Server
 	switch {
 	case creds.ClientID != "" && creds.ClientSecret != "":
-		baseURL = moovauth.DefaultBaseURL
-		if host := env("MOOV_HOST"); host != "" {
-			baseURL = "https://" + host
+		if host != "" {
+			if baseURL = strings.TrimRight(host, "/"); !strings.Contains(host, "://") {
+				baseURL = "https://" + baseURL
+			}
 		}
-		say("API", "%s", baseURL)
 	case creds.ClientID != "" || creds.ClientSecret != "":
-		return errors.New("set both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY, or neither for the embedded server")
+		return errors.New("set both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY, or neither for the embedded test server")
+	case host != "":
+		return errors.New("MOOV_HOST is set, but no API key for it: set MOOV_PUBLIC_KEY and MOOV_SECRET_KEY too, or unset MOOV_HOST for the embedded test server")
 	default:
 		embedded = moovtest.NewServer(moovtest.WithLifetime(2 * time.Second))
 		defer embedded.Close()
 		baseURL = embedded.URL
 		creds = moovauth.Credentials{ClientID: embedded.ClientID, ClientSecret: embedded.ClientSecret}
-		say("API", "%s, an embedded test server with short-lived tokens", baseURL)
 	}
 
 	opts := []moovauth.Option{moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(baseURL)}
@@ -66,21 +106,28 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 	}
 	source, err := moovauth.NewTokenSource(creds, opts...)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w (here MOOV_HOST sets WithBaseURL, and MOOV_ORIGIN sets WithOrigin)", err)
 	}
+	if embedded != nil {
+		say("server", "%s, an embedded test server whose tokens live for 2s", baseURL)
+	} else {
+		say("server", "%s", baseURL)
+	}
+
 	token, err := source.TokenContext(ctx)
 	if err != nil {
 		return err
 	}
-	say("token", "%s…, %s, scope %v, lives %ds", token.AccessToken[:min(4, len(token.AccessToken)/4)], token.TokenType, token.Extra("scope"), token.ExpiresIn)
+	say("token", "obtained: %s…, type %s, scope %v, valid for %ds", token.AccessToken[:min(4, len(token.AccessToken)/4)], token.TokenType, token.Extra("scope"), token.ExpiresIn)
 
 	client := source.Client()
 	if err := ping(ctx, client, baseURL, http.StatusOK); err != nil {
 		return err
 	}
-	say("GET /ping", "200 OK, with %s: %s", moovauth.VersionHeader, moovauth.DefaultVersion)
+	say("GET /ping", "200 OK: the API accepts the token, sent with %s: %s", moovauth.VersionHeader, moovauth.DefaultVersion)
 
 	if embedded != nil {
+		say("wait", "until the token has expired")
 		select {
 		case <-time.After(time.Until(token.Expiry)):
 		case <-ctx.Done():
@@ -90,7 +137,7 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 		if err := pingAtOnce(ctx, client, baseURL, 100); err != nil {
 			return err
 		}
-		say("100 callers", "200 OK each; they met an expired token, which took %d token request", len(embedded.TokenRequests())-before)
+		say("100 callers", "200 OK each: all found the token expired at the same moment, and together they made %d token request", len(embedded.TokenRequests())-before)
 	}
 
 	if token, err = source.TokenContext(ctx); err != nil {
@@ -99,12 +146,12 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 	if err := source.Revoke(ctx); err != nil {
 		return err
 	}
-	say("revoked", "the access token and the refresh token")
+	say("revoke", "done: the server has revoked the access token and the refresh token")
 	revoked := &http.Client{Transport: &oauth2.Transport{Source: oauth2.StaticTokenSource(token), Base: new(moovauth.Transport)}}
 	if err := ping(ctx, revoked, baseURL, http.StatusUnauthorized); err != nil {
 		return err
 	}
-	say("GET /ping", "401 Unauthorized with the revoked token, as it should be")
+	say("GET /ping", "401 Unauthorized: the API refuses the revoked token, as it should")
 	return nil
 }
 

@@ -21,6 +21,7 @@ const (
 
 	least   = 8       // bytes in a row of a secret that no text may hold
 	keep    = 64      // tokens that a Set knows
+	spare   = 2       // of them, those that are dead
 	maxText = 4 << 10 // bytes of a text that are looked at, and returned
 
 	maxTexts = 8 << 10 // bytes of many texts together
@@ -70,6 +71,28 @@ func (s *Set) Add(tokens ...string) {
 		}
 		s.added = append(s.added, token)
 	}
+}
+
+// Keep forgets tokens that are dead: all but those in alive, and the two that
+// were added last before them.
+func (s *Set) Keep(alive []string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var kept []string
+	dead := 0
+	for _, token := range slices.Backward(s.added) {
+		if !slices.Contains(alive, token) {
+			if dead++; dead > spare {
+				continue
+			}
+		}
+		kept = append(kept, token)
+	}
+	slices.Reverse(kept)
+	s.added = slices.Clip(kept)
 }
 
 func (s *Set) all() []string {

@@ -278,3 +278,18 @@ func TestMembersWithTokensAreMaskedInABody(t *testing.T) {
 		assert.Equal(t, text, new(Set).Text(text), "Text leaves members alone")
 	}
 }
+
+func TestKeepForgetsWhatIsDead(t *testing.T) {
+	s := new(Set)
+	s.Pin("the-client-secret")
+	for i := range 20 {
+		s.Add(fmt.Sprintf("token-number-%02d", i))
+	}
+	s.Keep([]string{"token-number-00", "token-number-07", "unknown-to-the-set"})
+	assert.Equal(t, []string{"token-number-00", "token-number-07", "token-number-18", "token-number-19"}, s.added)
+	assert.NotContains(t, s.Text("the-client-secret token-number-07"), "number")
+	s.Keep(nil)
+	assert.Equal(t, []string{"token-number-18", "token-number-19"}, s.added)
+	new(Set).Keep(nil)
+	(*Set)(nil).Keep(nil)
+}

@@ -20,10 +20,9 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdin, os.Stdout, os.Getenv("REDIS_URL")); err != nil {
-		fmt.Fprintln(os.Stderr, "fleet:", err)
-		os.Exit(1)
-	}
+	os.Exit(fleet.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, func(ctx context.Context, in io.Reader, out io.Writer) error {
+		return run(ctx, in, out, os.Getenv("REDIS_URL"))
+	}))
 }
 
 func run(ctx context.Context, in io.Reader, out io.Writer, url string) error {
@@ -33,6 +32,9 @@ func run(ctx context.Context, in io.Reader, out io.Writer, url string) error {
 	}
 	client := redis.NewClient(opts)
 	defer client.Close()
+	if err := client.Ping(ctx).Err(); err != nil {
+		return fmt.Errorf("REDIS_URL: no Redis answers at %s: %w", opts.Addr, err)
+	}
 	f := fleet.Fleet{
 		Where: "Redis at " + opts.Addr,
 		Cache: func() (moovauth.Cache, error) {

@@ -25,12 +25,13 @@ func TestOneProcessAsksForEachToken(t *testing.T) {
 	require.NoError(t, run(t.Context(), nil, &out, "redis://"+miniredis.RunT(t).Addr()))
 	t.Log(out.String())
 	for _, token := range []string{"1", "2", "3"} {
-		assert.Len(t, regexp.MustCompile(`process \d  asked   token `+token).FindAllString(out.String(), -1), 1)
-		assert.Len(t, regexp.MustCompile(`process \d  adopted token `+token).FindAllString(out.String(), -1), 3)
+		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the server\n`).FindAllString(out.String(), -1), 1)
+		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the cache\n`).FindAllString(out.String(), -1), 3)
 	}
-	assert.Contains(t, out.String(), "3 token requests; without a cache: 12")
+	assert.Contains(t, out.String(), "got 3 token requests. Without a cache it would have got 12: 4 processes with 3 tokens each.")
 }
 
 func TestRunNamesTheVariableThatIsWrong(t *testing.T) {
-	require.ErrorContains(t, run(t.Context(), nil, new(strings.Builder), "localhost"), "REDIS_URL")
+	require.ErrorContains(t, run(t.Context(), nil, new(strings.Builder), "localhost"), "REDIS_URL: ")
+	require.ErrorContains(t, run(t.Context(), nil, new(strings.Builder), "redis://:hidden@127.0.0.1:1"), "REDIS_URL: no Redis answers at 127.0.0.1:1: ")
 }

@@ -8,6 +8,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +23,46 @@ import (
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
 )
+
+// Usage is what -h prints.
+const Usage = `usage: go run ./examples/fleet
+
+Starts four processes that share one access token through a cache, and prints
+for each process how it got each new token: from the server, or from the cache,
+where another process had put it. It ends after three tokens. The server is an
+embedded one, whose tokens live for three seconds; no account is needed, and the
+MOOV_… variables do not count.
+
+The cache is a temporary folder (moovauth.DirCache), and the processes call the
+API one after the other. One environment variable counts:
+
+  REDIS_URL  keep the token in this Redis (package rediscache), such as
+             redis://localhost:6379 or unix:///run/redis.sock; the processes
+             then call the API all at once
+`
+
+// Main runs the example as the command line asks, and returns its exit code.
+func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, run func(context.Context, io.Reader, io.Writer) error) int {
+	flags := flag.NewFlagSet("fleet", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(out, Usage)
+		return 0
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(errs, "fleet: %v; -h shows what there is\n", err)
+		return 2
+	}
+	if err := run(ctx, in, out); err != nil {
+		fmt.Fprintln(errs, "fleet:", err)
+		return 1
+	}
+	return 0
+}
 
 const (
 	processes = 4
@@ -68,7 +110,11 @@ func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 		}
 		members = append(members, m)
 	}
-	fmt.Fprintf(out, "%d processes, a cache in %s, and a test server whose tokens live %v\n", processes, f.Where, lifetime)
+	how := "one after the other"
+	if f.AtOnce {
+		how = "all at once"
+	}
+	fmt.Fprintf(out, "%d processes share a cache in %s, and call the API %s. The test server's tokens live for %v.\n", processes, f.Where, how, lifetime)
 
 	begin := time.Now()
 	ticker := time.NewTicker(turn)
@@ -97,7 +143,7 @@ func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 				seen[token] = len(seen) + 1
 			}
 			m.has = seen[token]
-			fmt.Fprintf(out, "%4.1fs  process %d  %-7s token %d\n", time.Since(begin).Seconds(), m.number, how, m.has)
+			fmt.Fprintf(out, "%4.1fs  process %d  got token %d from the %s\n", time.Since(begin).Seconds(), m.number, m.has, how)
 		}
 		select {
 		case <-ticker.C:
@@ -105,7 +151,8 @@ func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 			return ctx.Err()
 		}
 	}
-	fmt.Fprintf(out, "%d token requests; without a cache: %d\n", len(server.TokenRequests()), processes*tokens)
+	fmt.Fprintf(out, "The server got %d token requests. Without a cache it would have got %d: %d processes with %d tokens each.\n",
+		len(server.TokenRequests()), processes*tokens, processes, tokens)
 	return nil
 }
 
@@ -185,9 +232,9 @@ func (n *news) WithGroup(string) slog.Handler          { return n }
 func (n *news) Handle(ctx context.Context, r slog.Record) error {
 	switch {
 	case r.Message == "moovauth: token obtained":
-		n.how.Store("asked")
+		n.how.Store("server")
 	case r.Message == "moovauth: token adopted from the cache":
-		n.how.Store("adopted")
+		n.how.Store("cache")
 	case r.Level >= slog.LevelWarn:
 		return slog.NewTextHandler(os.Stderr, nil).Handle(ctx, r)
 	}
