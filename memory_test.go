@@ -170,6 +170,17 @@ func TestObtainTakesATokenFromThePastIntoHandAgain(t *testing.T) {
 	assert.Equal(t, []string{"r2", "a2"}, formerTokens(m), "what is in hand is not a former token")
 }
 
+// The lock's holder keeps the refresh token of the entry before it sends it.
+func TestRefreshTokenThatWasUsedUpIsForgotten(t *testing.T) {
+	t.Parallel()
+	for name, take := range map[string]func(m *memory, h *held, dead string, now instant) bool{"obtain": (*memory).obtain, "adopt": (*memory).adopt} {
+		m := memoryWith()
+		m.keep("sent", instant{})
+		require.True(t, take(m, holding("a2", "r2", at(time.Minute)), "sent", at(time.Minute)), name)
+		assert.Equal(t, []string{"refresh", "access"}, formerTokens(m), name)
+	}
+}
+
 func TestObtainTakesNothingThatIsGone(t *testing.T) {
 	t.Parallel()
 	for name, retire := range map[string]func(m *memory){

@@ -445,13 +445,26 @@ func TestRefreshThatFailsIsFollowedByClientCredentialsOnceTheAttemptsAreUsedUp(t
 	})
 }
 
-// While a good token is in hand, the refresh token is worth waiting for.
+// While a good token is in hand, the refresh token is worth waiting for. With a
+// lock, its entry has to be put back as not sent.
 func TestRefreshThatFailsForAWhileIsTriedAgainWhileATokenIsInHand(t *testing.T) {
 	t.Parallel()
+	for cache, opts := range caches {
+		if cache == "with a cache that is off" {
+			continue // it sends no refresh token
+		}
+		t.Run(cache, func(t *testing.T) {
+			t.Parallel()
+			testRefreshIsTriedAgain(t, opts)
+		})
+	}
+}
+
+func testRefreshIsTriedAgain(t *testing.T, opts func() []Option) {
 	bubbles(t, map[string]reaction{"503": replies(503, ""), "500": replies(500, ""), "429": replies(429, ""), "no connection": refusesToConnect},
 		func(t *testing.T, fails reaction) {
 			p := proxyOf(t)
-			s := p.source(t)
+			s := p.source(t, opts()...)
 			first := token(t, s)
 			time.Sleep(13 * time.Minute)
 			p.on(refresh, fails)
@@ -938,8 +951,11 @@ func TestNarrowTokenServesIfClientCredentialsFail(t *testing.T) {
 			p := proxyOf(t)
 			p.on(refresh, granting(&n, "/fed.read"))
 			p.on(cc, fails)
-			s := p.source(t, WithScopes("/fed.read", "/ping.read"), WithToken(&oauth2.Token{RefreshToken: "saved"}))
+			out := new(page)
+			s := p.source(t, WithScopes("/fed.read", "/ping.read"), WithToken(&oauth2.Token{RefreshToken: "saved"}),
+				WithLogger(slog.New(slog.NewTextHandler(out, nil))))
 			assert.Equal(t, "access-1", token(t, s).AccessToken)
+			assert.Contains(t, out.text.String(), "going on with a token that lacks a scope")
 			assert.Equal(t, "access-1", token(t, s).AccessToken)
 			time.Sleep(time.Hour)
 			p.on(cc, granting(&n, "/fed.read /ping.read"))
@@ -1153,6 +1169,30 @@ func TestAPIThatAnswers401ToAllCostsFewTokenRequests(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a source adopts counts as a token of its own.
+func TestProcessesOnOneCacheWhoseTokensAreRefusedAskNoMoreOftenThanOne(t *testing.T) {
+	t.Parallel()
+	bubbles(t, map[string]func() Cache{
+		"no lock": func() Cache { return new(memoryCache) }, "a lock": func() Cache { return newLockingCache() },
+	}, func(t *testing.T, newCache func() Cache) {
+		p := proxyOf(t)
+		cache := WithCache(newCache())
+		var clients []*http.Client
+		for range 4 {
+			clients = append(clients, &http.Client{Transport: &Transport{Source: p.source(t, cache), Base: refusesAll(func(string) bool { return false })}})
+		}
+		for range 10 * 60 {
+			for _, client := range clients {
+				_, _ = client.Get(p.URL + "/ping")
+			}
+			time.Sleep(time.Second)
+		}
+		assert.LessOrEqual(t, len(p.grants()), 40)
+		assert.GreaterOrEqual(t, len(p.grants()), 20)
+		t.Logf("%d requests", len(p.grants()))
+	})
 }
 
 // While a source waits for its next request, it looks into the cache at each call.
