@@ -9,7 +9,7 @@ replace (
 
 require (
 	github.com/moovauth/moovauth v0.1.0
-	github.com/moovauth/moovauth/platform v0.0.0-00010101000000-000000000000
+	github.com/moovauth/moovauth/platform v0.1.0
 	github.com/stretchr/testify v1.12.1
 )
 
