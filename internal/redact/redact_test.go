@@ -96,7 +96,7 @@ func TestEachMasksManyTextsAtOnce(t *testing.T) {
 	assert.NotPanics(t, func() { set.Each() })
 }
 
-func TestShortSecretsAreMaskedWhereTheyStandWhole(t *testing.T) {
+func TestShortSecretsAreMaskedIfTheyStandWhole(t *testing.T) {
 	set := setOf("s3cr3t", "abc", "***", "*")
 	for text, want := range map[string]string{
 		"is s3cr3t":                "is ***",
