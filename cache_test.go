@@ -487,7 +487,7 @@ func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
 	})
 }
 
-func TestRevokedTokenIsNotAdoptedWhereItCouldNotBeDeleted(t *testing.T) {
+func TestRevokedTokenIsNotAdoptedIfItCouldNotBeDeleted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -578,7 +578,7 @@ func TestCacheThatFails(t *testing.T) {
 		{"has nothing, and says so as package os does", only(works, func(c *fakeCache) {
 			c.get = func(context.Context) ([]byte, error) { return nil, fmt.Errorf("redis: %w", fs.ErrNotExist) }
 		}), "", 0, true},
-		{"returns nothing where an unlock is due", answers(nil), "neither an unlock function nor an error", 0, false},
+		{"returns nothing instead of an unlock", answers(nil), "neither an unlock function nor an error", 0, false},
 		{"holds garbage", answers([]byte("garbage")), "not of this format", 0, false},
 		{"holds garbage of the format", answers([]byte(entryFormat + "garbage")), "it was altered", 0, false},
 		{"holds another format", answers([]byte("moovauth-0:garbage")), "not of this format", 0, false},
@@ -666,7 +666,7 @@ func TestLockThatComesTooLateIsGivenBack(t *testing.T) {
 	})
 }
 
-func TestLockIsGivenBackWhereNoTimeIsLeft(t *testing.T) {
+func TestLockIsGivenBackIfNoTimeIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)

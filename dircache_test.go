@@ -1,6 +1,6 @@
 package moovauth
 
-// This file holds DirCache against its contract, with several processes where
+// This file holds DirCache against its contract, with several processes if
 // it is about processes: each is this test binary, started again. What needs
 // Unix is in dircache_flock_test.go.
 

@@ -83,7 +83,7 @@ type request struct {
 
 // do makes r up to three times, as long as its failure is temporary, and the
 // next attempt is due before the time is up and before the token in hand
-// expires. A 429 is returned at once if there is a limiter: whoever called has
+// expires. A 429 is returned at once if there is a limiter: the caller has
 // to get in line again.
 func (e *endpoint) do(ctx context.Context, r *request) (*reply, error) {
 	for n := 1; ; n++ {

@@ -201,7 +201,7 @@ func TestUnusableReplies(t *testing.T) {
 	}
 }
 
-func TestRepliesThatAreTakenAllTheSame(t *testing.T) {
+func TestOddRepliesThatAreTaken(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{
 		"\xef\xbb\xbf" + `{"access_token":"a"}`,

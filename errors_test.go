@@ -38,7 +38,7 @@ func setWith(secrets ...string) *redact.Set {
 	return set
 }
 
-// refusal is the error of a first token where each request is answered so.
+// refusal is the error of a first token if each request is answered so.
 func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
 	t.Helper()
 	server := onLoopback(t)

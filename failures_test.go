@@ -500,7 +500,7 @@ func TestPanickingLoggerHangsNobody(t *testing.T) {
 		s := sourceOf(t, server, WithLogger(slog.New(panicking{})))
 		_, err := s.Token()
 		assert.ErrorContains(t, err, "handler out of order")
-		assert.True(t, server.Alive(token(t, s).AccessToken), "the token is there all the same")
+		assert.True(t, server.Alive(token(t, s).AccessToken), "the token is there")
 		assert.Len(t, server.TokenRequests(), 1)
 	})
 }

@@ -83,7 +83,7 @@ func floods() []fault {
 	}
 }
 
-// faults redirect to elsewhere, where they do.
+// faults redirect to, if they do.
 func faults(elsewhere string) []fault {
 	const (
 		fiveMinutes = 5 * time.Minute
@@ -113,7 +113,7 @@ func faults(elsewhere string) []fault {
 		{"certificate not trusted", overTLS(through(untrusting)), fails(3, "certificate signed by unknown authority")},
 		{"certificate of another host", overTLS(through(misnaming)), fails(3, "not moov.test")},
 		{"silence in the TLS handshake", overTLS(through(silent)), hangs("token request")},
-		{"plain HTTP where TLS is expected", overTLS(through(plain)), fails(3, "HTTP response to HTTPS client")},
+		{"plain HTTP instead of TLS", overTLS(through(plain)), fails(3, "HTTP response to HTTPS client")},
 		{"good reply over HTTP/2", overHTTP2(says(200, faultyReply)), lives(fifteen)},
 		{"stream reset over HTTP/2", overHTTP2(answers(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })), fails(3, "stream error")},
 		{"silence over HTTP/2", overHTTP2(answers(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })), hangs("token request")},
@@ -322,8 +322,8 @@ func (f fault) run(t *testing.T, inBackground bool) {
 		cooling := s.memory.load().cooling
 		tok, err = tokenInTime(t, s)
 		require.NoError(t, err)
-		require.Eventually(t, ended, hangCap, time.Millisecond) // where the cool-down is over already, there was another grant
-		require.Equal(t, f.want.life == 0, tok.AccessToken == inHand.AccessToken, "the token in hand stays where there is no new one")
+		require.Eventually(t, ended, hangCap, time.Millisecond) // if the cool-down is over already, there was another grant
+		require.Equal(t, f.want.life == 0, tok.AccessToken == inHand.AccessToken, "the token in hand stays if there is no new one")
 		if f.want.life == 0 {
 			require.NotNil(t, cooling)
 			err = cooling.err
@@ -533,7 +533,7 @@ func (r *rig) listener() net.Listener {
 	return l
 }
 
-// through puts another transport in the place of wire.
+// through replaces wire by another transport.
 func through(transport func(*rig) *http.Transport) func(*rig) {
 	return func(r *rig) { r.through = func() http.RoundTripper { return transport(r) } }
 }

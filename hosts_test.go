@@ -40,7 +40,7 @@ func TestTokenGoesToTrustedHostsAlone(t *testing.T) {
 		{"not the default with a source", &Transport{Source: s}, "https://api.moov.io/ping", "Transport.Hosts"},
 		{"a listed host", &Transport{Source: static, Hosts: []string{"a.example.com", "B.example.com:8443"}}, "https://b.example.com:8443/", ""},
 		{"another listed host", &Transport{Source: static, Hosts: []string{"a.example.com", "b.example.com:8443"}}, "https://a.example.com/", ""},
-		{"the default where hosts are listed", &Transport{Source: static, Hosts: []string{"a.example.com"}}, "https://api.moov.io/", "Transport.Hosts"},
+		{"the default if hosts are listed", &Transport{Source: static, Hosts: []string{"a.example.com"}}, "https://api.moov.io/", "Transport.Hosts"},
 		{"listed loopback", &Transport{Source: static, Hosts: []string{"127.0.0.1:8080"}}, "http://127.0.0.1:8080/", ""},
 		{"listed loopback without a port", &Transport{Source: static, Hosts: []string{"localhost"}}, "http://localhost/", ""},
 		{"listed loopback on another port", &Transport{Source: static, Hosts: []string{"127.0.0.1:8080"}}, "http://127.0.0.1:8081/", "Transport.Hosts"},

@@ -32,7 +32,7 @@ const (
 	// DefaultBaseURL is Moov's production API.
 	DefaultBaseURL = "https://api.moov.io"
 
-	// DefaultVersion is the API version that Moov assumes where a request names none.
+	// DefaultVersion is the API version that Moov assumes if a request names none.
 	DefaultVersion = "v2024.01.00"
 
 	// VersionHeader names the API version on every request to Moov.
@@ -46,7 +46,7 @@ const masked = redact.Mask
 
 // Credentials identify an API key. They print, format, log and marshal with
 // the secret masked, as long as they are not an unexported field of another
-// struct, where package fmt cannot call their methods. Text that was marshalled
+// struct: package fmt cannot call their methods there. Text that was marshalled
 // can be read back, but not used: its secret is the mask.
 type Credentials struct {
 	ClientID     string // Moov's dashboard: public key
@@ -176,7 +176,7 @@ type config struct {
 	random func() float64 // in [0, 1)
 }
 
-// An Option configures [NewTokenSource] or [Revoke]. Where one is given
+// An Option configures [NewTokenSource] or [Revoke]. If one is given
 // twice, the last counts.
 type Option func(*setup) error
 
@@ -394,8 +394,8 @@ func WithTimeout(d time.Duration) Option {
 	return option(d > 0, func(c *setup) { c.timeout = d }, "WithTimeout: want a duration above 0, got %v", d)
 }
 
-// WithLogger sets where grants and their failures are logged. No record
-// carries a secret. Default: nowhere.
+// WithLogger sets where grants, revocations and failures are logged. No record
+// carries a secret. docs/operations.md lists them all. Default: nowhere.
 func WithLogger(l *slog.Logger) Option {
 	return option(l != nil, func(c *setup) { c.logger = l }, "WithLogger: the logger is nil: leave the option out to log nothing")
 }

@@ -86,7 +86,8 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 // those that were replaced but have not expired yet. The cache's entry is
 // deleted last. Each token is tried, also if another one failed. The errors are
 // joined, and the next Revoke tries again what failed. s stays usable: the next
-// Token starts afresh with the configured scopes.
+// Token starts afresh with the configured scopes. To revoke one token alone, see
+// the function [Revoke].
 //
 // Revoke waits for a grant in progress for at most half of the time that it has,
 // then cancels it. It gives up with ctx, or after one [WithTimeout] in all.

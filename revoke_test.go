@@ -213,7 +213,7 @@ func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
 	assert.True(t, server.Alive(first.AccessToken))
 
 	second := token(t, s)
-	assert.NotEqual(t, first.AccessToken, second.AccessToken, "forgotten all the same")
+	assert.NotEqual(t, first.AccessToken, second.AccessToken, "it is forgotten, though")
 	require.NoError(t, s.Revoke(t.Context()))
 	assert.Empty(t, server.AccessTokens())
 	assert.Empty(t, server.RefreshTokens())

@@ -274,7 +274,7 @@ func TestSoak(t *testing.T) {
 					event := events[random.IntN(len(events))]
 					event.do()
 					counts[event.name]++
-					bound += 2 // a refresh grant, and client credentials where it is refused
+					bound += 2 // a refresh grant, and client credentials if it is refused
 				}
 				var others sync.WaitGroup
 				for range random.IntN(3) {

@@ -395,7 +395,7 @@ func TestRefusedRefreshTokenIsReplacedInTheSameFlight(t *testing.T) {
 	}
 }
 
-func TestRefusedRefreshTokenIsDroppedEvenWhereClientCredentialsFail(t *testing.T) {
+func TestRefusedRefreshTokenIsDroppedEvenIfClientCredentialsFail(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)

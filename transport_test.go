@@ -332,7 +332,7 @@ func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
 	})
 }
 
-func Test401StaysWhereNoNewTokenIsToBeHad(t *testing.T) {
+func Test401StaysIfThereIsNoNewToken(t *testing.T) {
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	server.Revoke(token(t, s).AccessToken)

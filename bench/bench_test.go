@@ -167,7 +167,7 @@ func BenchmarkExpired(b *testing.B) {
 	}
 }
 
-// getter is Token, or where there is none a request to nowhere.
+// getter is Token, or, if there is none, a request to nowhere.
 func getter(b *testing.B, source *peers.Source, url string) func() error {
 	ctx := context.Background()
 	if source.Token != nil {

@@ -193,7 +193,7 @@ func TestDescriptionNoticesWrongRequests(t *testing.T) {
 	const form = "application/x-www-form-urlencoded"
 	for _, c := range []struct {
 		name, path, body string
-		header           map[string]string // in the place of a good one
+		header           map[string]string // instead of a good one
 		want             string            // "": it is right
 	}{
 		{name: "right token request", path: "/oauth2/token", body: "grant_type=client_credentials&scope=/ping.read"},
@@ -303,7 +303,7 @@ func TestEveryDescribedTokenIsUsed(t *testing.T) {
 	}
 }
 
-// asAny is s, or nil where there is none.
+// asAny is s, or nil if there is none.
 func asAny(s string) any {
 	if s == "" {
 		return nil
@@ -333,7 +333,7 @@ func TestEveryDescribedRefusalIsReported(t *testing.T) {
 	}
 }
 
-// bodies are the examples of a response, by name; one without a body where there is none.
+// bodies are the examples of a response, by name; one without a body if there is none.
 func bodies(t *testing.T, response *openapi3.Response) map[string]string {
 	t.Helper()
 	media := response.Content.Get("application/json")

@@ -316,7 +316,7 @@ func (f *foreign) refused(t *testing.T, err error, status int, code string) {
 	assert.Equal(t, code, retrieve.ErrorCode)
 }
 
-// Moov takes Basic credentials as they are. Where a server decodes them first,
+// Moov takes Basic credentials as they are. If a server decodes them first,
 // a secret that this would change has to go in the body.
 func (f *foreign) testClientAuthentication(t *testing.T) {
 	inParams := moovauth.WithAuthStyle(oauth2.AuthStyleInParams)

@@ -104,7 +104,7 @@ func TestCloseReturnsAtOnceWithHalfSentHeaders(t *testing.T) {
 	closesSoon(t, s) // once more does no harm
 }
 
-func TestCloseHangsUpOnAHalfSentBodyWhereTheServerIsMounted(t *testing.T) {
+func TestCloseHangsUpOnAHalfSentBodyIfTheServerIsMounted(t *testing.T) {
 	for name, unwrap := range map[string]func(*httptest.Server){
 		"HTTP/1": (*httptest.Server).Start,
 		"HTTP/2": func(s *httptest.Server) { s.EnableHTTP2 = true; s.StartTLS() },
@@ -354,7 +354,7 @@ func TestABubblesClockIsThirtyCalendarYearsAhead(t *testing.T) {
 	}
 }
 
-// The clock never stands still or jumps, also where the calendars differ.
+// The clock never stands still or jumps, also if the calendars differ.
 func TestABubblesClockRunsEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)

@@ -28,7 +28,7 @@ type memory struct {
 
 func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := newRequestBody(req.Body)
-	// Also where the handler is still reading: this is what makes it stop.
+	// Also if the handler is still reading: this is what makes it stop.
 	defer body.Close()
 	if req.Context().Err() != nil {
 		return nil, context.Cause(req.Context())

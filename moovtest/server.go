@@ -161,7 +161,7 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	switch {
 	case s.loopback != nil:
-		s.loopback.CloseClientConnections() // also those where net/http still waits for the rest of a body
+		s.loopback.CloseClientConnections() // also those of which net/http still awaits for the rest of a body
 		s.loopback.Close()
 	case inBubble():
 		time.Sleep(settling)
@@ -314,7 +314,7 @@ type Answer struct {
 	// Status is the status code. 0 means 200.
 	Status int
 
-	// Header is set on the reply, over x-request-id, Date and, where there is a
+	// Header is set on the reply, over x-request-id, Date and, if there is a
 	// Body, a Content-Type of application/json. A nil value removes a header.
 	Header http.Header
 
@@ -329,7 +329,7 @@ type Answer struct {
 	// not know. Status, Header, Body and Handler are not used.
 	Lost bool
 
-	// Handler, where set, answers in place of Status, Header and Body. It finds
+	// Handler, if set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
 	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory. It
 	// must return when the request's context ends.

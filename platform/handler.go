@@ -180,5 +180,5 @@ func grant(w http.ResponseWriter, t *oauth2.Token, asked []string) {
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // whoever asked may have gone
+	_ = json.NewEncoder(w).Encode(body) // the page may have gone
 }

@@ -25,14 +25,14 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// model reckons with processes that call the API all the time.
+// model assumes processes that call the API all the time.
 type model struct {
 	lifetime time.Duration // of a token
 	latency  time.Duration // of a token request
 	command  time.Duration // to Redis and back
 }
 
-// moov is what docs/fleet.md reckons with.
+// moov is what docs/fleet.md assumes.
 var moov = model{lifetime: 15 * time.Minute, latency: 200 * time.Millisecond, command: time.Millisecond}
 
 // refresh is when a process refreshes a token: at a moment between earliest and
@@ -59,7 +59,7 @@ func (m model) period(n int) time.Duration {
 // shared is alone, of processes that share a cache with a lock.
 func (m model) shared(n int) float64 { return 1 / m.period(n).Seconds() }
 
-// unlocked is shared where the cache has no lock: besides the first, those ask
+// unlocked is shared if the cache has no lock: besides the first, those ask
 // whose moment comes before its token is in the cache.
 func (m model) unlocked(n int) float64 {
 	earliest, latest := m.refresh()

@@ -1,7 +1,7 @@
 package rediscache
 
 // This file is the Redis that the tests run against: a redis-server of their
-// own where the machine has one, else miniredis in this process.
+// own if the machine has one, else miniredis in this process.
 
 import (
 	"context"
@@ -25,7 +25,7 @@ const (
 	tick = 10 * time.Millisecond // between two looks
 )
 
-// redisBinary is "" where there is none.
+// redisBinary is "" if there is none.
 var redisBinary = func() string {
 	path, _ := exec.LookPath("redis-server")
 	return path

@@ -26,18 +26,18 @@ type Config struct {
 	TokenURL string        // ends in /oauth2/token
 	Client   *http.Client  // for token requests
 	Retry    bool          // give peers that make one attempt at a token request as many as moovauth makes
-	Early    time.Duration // how long before expiry a token is replaced, where the peer lets one say; 0: its default
+	Early    time.Duration // how long before expiry a token is replaced, if the peer lets one say; 0: its default
 	Expired  bool          // start with a token that has expired
 }
 
 // Source is one peer's source of one token.
 type Source struct {
-	// Token returns the access token. It is nil where the peer only has a call
+	// Token returns the access token. It is nil if the peer only has a call
 	// that makes a request.
 	Token func(context.Context) (string, error)
 
 	// Through returns what sends a request on base with the token and the
-	// version header. It is nil where the peer has nothing that does.
+	// version header. It is nil if the peer has nothing that does.
 	Through func(base http.RoundTripper) (Do, error)
 
 	// Held is what stays in memory for as long as the source is in use.

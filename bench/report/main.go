@@ -4,7 +4,7 @@
 //
 //	go run ./report -bench results/bench.txt -rollover results/rollover.txt -platform results/platform.txt -o README.md -brief ../docs/peers.md
 //
-// Where a benchmark was run several times, its median counts.
+// If a benchmark was run several times, its median counts.
 package main
 
 import (

@@ -34,7 +34,7 @@ var (
 )
 
 // slowest draws the slowest call of each slot as a line from the foot of the
-// panel up to its latency: dark where it stalled, red where it failed. Since a
+// panel up to its latency: dark if it stalled, red if it failed. Since a
 // call may fail at once, there is a red mark at the top too.
 type slowest struct {
 	title                 string
@@ -179,7 +179,7 @@ func paint(out io.Writer, all *lanes) error {
 	if _, err := picture.WriteTo(&svg); err != nil {
 		return err
 	}
-	// Where the font is missing, a browser would take one with serifs.
+	// If the font is missing, a browser would take one with serifs.
 	_, err := out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
 	return err
 }

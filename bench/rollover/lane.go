@@ -87,7 +87,7 @@ func (l *lane) run(ctx context.Context) error {
 	return nil
 }
 
-// through is source's way to send requests on base; where it has none that
+// through is source's way to send requests on base; if it has none that
 // sends the token, a user's.
 func through(peer peers.Peer, source *peers.Source, base http.RoundTripper) (peers.Do, error) {
 	if source.Through != nil && peer.Name != peers.Floor {

@@ -4,7 +4,7 @@
 // and draws it.
 //
 // Token requests are real, over HTTP on loopback. API calls end in the process,
-// which answers 401 where the token is dead.
+// which answers 401 if the token is dead.
 package main
 
 import (
@@ -60,7 +60,7 @@ func report(t timetable, out io.Writer, svg string) (*lanes, error) {
 type timetable struct {
 	length   time.Duration // of a run, which starts with the first token
 	lifetime time.Duration // of a token
-	early    time.Duration // before its expiry that a peer is to replace it, where the peer lets one say
+	early    time.Duration // before its expiry that a peer is to replace it, if the peer lets one say
 	latency  time.Duration // of the endpoint
 	downFrom time.Duration // in the run with an outage
 	downTo   time.Duration

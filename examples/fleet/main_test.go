@@ -15,7 +15,7 @@ import (
 	"github.com/moovauth/moovauth/examples/fleet/internal/fleet"
 )
 
-// TestMain is the fleet's process where the example starts this binary again.
+// TestMain is the fleet's process if the example starts this binary again.
 func TestMain(m *testing.M) {
 	if os.Getenv(folderVariable) != "" {
 		main()

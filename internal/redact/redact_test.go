@@ -96,7 +96,7 @@ func TestEachMasksManyTextsAtOnce(t *testing.T) {
 	assert.NotPanics(t, func() { set.Each() })
 }
 
-func TestShortSecretsAreMaskedWhereTheyStandWhole(t *testing.T) {
+func TestShortSecretsAreMaskedIfTheyStandWhole(t *testing.T) {
 	set := setOf("s3cr3t", "abc", "***", "*")
 	for text, want := range map[string]string{
 		"is s3cr3t":                "is ***",
@@ -175,9 +175,9 @@ func TestSetIsSafeForConcurrentUse(t *testing.T) {
 		wg.Go(func() {
 			for j := range 50 {
 				token := fmt.Sprintf("token-%d-%d", i, j)
-				s.Add(token)
+				s.Add(token) // which others may push out at once
 				s.Pin("pinned")
-				assert.NotContains(t, s.Text("a "+token+" b"), token)
+				assert.NotContains(t, s.Text("a pinned "+token+" b"), "pinned")
 				_ = s.Error("doing", errors.New(token))
 			}
 		})

@@ -102,7 +102,7 @@ func (s *searcher) long(secret string) (ok bool) {
 	return true
 }
 
-// short hides secret where it stands whole. One that is shorter than 4 bytes
+// short hides secret if it stands whole. One that is shorter than 4 bytes
 // must be a word of its own, and is not looked for in what was base64: it
 // would be found in everything.
 func (s *searcher) short(secret string) {

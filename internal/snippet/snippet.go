@@ -109,10 +109,19 @@ var standIns = map[string]string{
 	"platformID":   "string",
 	"saved":        "*oauth2.Token",
 	"server":       "*moovtest.Server",
-	"sessions":     "interface{ User(*http.Request) (struct{ MoovAccount string }, error) }",
 	"source":       "*moovauth.TokenSource",
+	"source...":    "[]moovauth.Option", // if several are passed on
 	"token":        "string",
 	"tokens":       "*platform.Tokens",
+
+	// examples/checkout
+	"a": `struct {
+		remember func(http.Handler) http.Handler
+		sessions interface{ of(*http.Request) *struct{ user string } }
+		scopes   func(user string) []string
+	}`,
+	"credentials":  "moovauth.Credentials",
+	"errSignedOut": "error",
 
 	// Moov's own SDK is not on the module proxy.
 	"moov": `struct {
@@ -134,7 +143,11 @@ type file struct {
 func newFile(b Block) (*file, error) {
 	wrapped, line := b.Text, b.Line
 	if _, err := parse(b, "package p\n"+wrapped); err != nil {
-		wrapped, line = "func _() error {\n"+b.Text+"\nreturn nil\n}\n", line-1
+		body := b.Text + "\npanic(0)\n}\n"
+		wrapped, line = "func _() error {\n"+body, line-1
+		if returnsTwo(wrapped) {
+			wrapped = "func _() (any, error) {\n" + body
+		}
 	}
 	syntax, err := parse(b, "package p\n"+wrapped)
 	if err != nil {
@@ -145,7 +158,11 @@ func newFile(b Block) (*file, error) {
 	var used []string
 	names(syntax, func(name string) { used = append(used, name) })
 	for i := 0; i < len(used); i++ {
-		if declared, ok := standIns[used[i]]; ok && !slices.Contains(used[:i], used[i]) {
+		declared, ok := standIns[used[i]]
+		if several, found := standIns[used[i]+"..."]; found && strings.Contains(b.Text, used[i]+"...") {
+			declared = several
+		}
+		if ok && !slices.Contains(used[:i], used[i]) {
 			line := "var " + used[i] + " " + declared + "\n"
 			fmt.Fprint(head, line)
 			of, err := parse(b, "package p\n"+line)
@@ -176,6 +193,21 @@ func newFile(b Block) (*file, error) {
 	}
 	f.text = fmt.Sprintf("package p\n%s%s//line %s:%d\n%s", &imports, head, b.File, line, wrapped)
 	return f, nil
+}
+
+// returnsTwo reports whether a function returns two values.
+func returnsTwo(text string) (two bool) {
+	f, err := parser.ParseFile(token.NewFileSet(), "", "package p\n"+text, parser.SkipObjectResolution)
+	if err != nil {
+		return false
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		ret, ok := n.(*ast.ReturnStmt)
+		two = two || ok && len(ret.Results) == 2
+		_, inner := n.(*ast.FuncLit)
+		return !inner
+	})
+	return two
 }
 
 func parse(b Block, text string) (*ast.File, error) {

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain is the fleet's process where the example starts this binary again.
+// TestMain is the fleet's process if the example starts this binary again.
 func TestMain(m *testing.M) {
 	if os.Getenv("FLEET_MEMBER") != "" {
 		main()
