@@ -191,11 +191,15 @@ func TestDirCacheLockIsNeverOnAFileThatWasRemoved(t *testing.T) {
 	dir, err := os.OpenRoot(t.TempDir())
 	require.NoError(t, err)
 	defer dir.Close()
+	times := 200
+	if testing.Short() {
+		times = 20
+	}
 	var inside atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			for held := 0; held < 200; {
+			for held := 0; held < times; {
 				unlock, err := lockFile(dir, "a.lock")
 				if err != nil {
 					assert.ErrorIs(t, err, errHeld)

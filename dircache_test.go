@@ -167,7 +167,7 @@ func TestDirCacheIsNeverHalfWritten(t *testing.T) {
 	require.NoError(t, DirCache(dir).Put(t.Context(), "a", wholeEntry(0)))
 	kills, cut := 100, 0
 	if testing.Short() {
-		kills = 20
+		kills = 5
 	}
 	for killed := 0; killed < kills || cut == 0 && killed < 300; killed++ {
 		writer := dirProcess(t, "writer", dir)

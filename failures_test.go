@@ -362,6 +362,9 @@ func TestAttemptsComeCloserTogetherAsExpiryNears(t *testing.T) {
 					o.set(0, nil)
 				}()
 				time.Sleep(11 * time.Minute) // the token is fresh
+				for ; time.Since(began) < hard-10*time.Second; time.Sleep(100 * time.Millisecond) {
+					token(t, s)
+				}
 				for time.Since(began) < hard+time.Second {
 					called := time.Now()
 					token(t, s)
@@ -667,6 +670,9 @@ func TestOutageThatEndsShortlyBeforeHardExpiryIsNotSeen(t *testing.T) {
 			o.set(http.StatusServiceUnavailable, nil)
 			time.AfterFunc(hard-before, func() { o.set(0, nil) })
 			time.Sleep(11 * time.Minute) // the token is fresh
+			for ; time.Since(began) < hard-30*time.Second; time.Sleep(100 * time.Millisecond) {
+				token(t, s)
+			}
 			for time.Since(began) < hard+time.Second {
 				called := time.Now()
 				token(t, s)

@@ -2,7 +2,7 @@
 // one run of platform into the tables of README.md, which it writes between their
 // marks:
 //
-//	go run ./report -bench results/bench.txt -rollover results/rollover.txt -platform results/platform.txt -o README.md -brief ../README.md
+//	go run ./report -bench results/bench.txt -rollover results/rollover.txt -platform results/platform.txt -o README.md -brief ../docs/peers.md
 //
 // Where a benchmark was run several times, its median counts.
 package main
@@ -27,7 +27,7 @@ func main() {
 	rollover := flag.String("rollover", "results/rollover.txt", "`file` with the output of rollover")
 	platform := flag.String("platform", "results/platform.txt", "`file` with the tables of platform")
 	out := flag.String("o", "README.md", "`file` to write the tables to")
-	brief := flag.String("brief", "../README.md", "`file` to write the rollover's tables alone to")
+	brief := flag.String("brief", "../docs/peers.md", "`file` to write the rollover's tables alone to")
 	flag.Parse()
 	if err := update(*bench, *rollover, *platform, *out, *brief); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)

@@ -61,14 +61,14 @@ func TestSectionsAreReplaced(t *testing.T) {
 	assert.Error(t, err)
 }
 
-func TestREADMEsAreFromTheResults(t *testing.T) {
-	files := []string{"../README.md", "../../README.md"}
+func TestTablesAreFromTheResults(t *testing.T) {
+	files := []string{"../README.md", "../../docs/peers.md"}
 	before := make([]string, len(files))
 	copies := make([]string, len(files))
 	for i, file := range files {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
-		before[i], copies[i] = string(text), filepath.Join(t.TempDir(), "README.md")
+		before[i], copies[i] = string(text), filepath.Join(t.TempDir(), "copy.md")
 		require.NoError(t, os.WriteFile(copies[i], text, 0o600))
 	}
 	require.NoError(t, update("../results/bench.txt", "../results/rollover.txt", "../results/platform.txt", copies[0], copies[1]))

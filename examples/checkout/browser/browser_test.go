@@ -17,7 +17,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// What the README shows: sign-in, token, card, the other user's account.
+// visit is what the README shows: sign-in, token, card, the other user's account.
 func visit(b *tab) {
 	b.signIn("ada")
 	b.click("#link")
@@ -409,7 +409,7 @@ func TestPolicyStopsInjectedScripts(t *testing.T) {
 func TestScreenshots(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]setting{
-		"light": {}, "dark": {dark: true}, "narrow": {width: 360, height: 740}, "narrow-dark": {width: 360, height: 740, dark: true},
+		"light": {}, "dark": {dark: true}, "readme": {width: 1024, height: 900}, "narrow": {width: 360, height: 740}, "narrow-dark": {width: 360, height: 740, dark: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

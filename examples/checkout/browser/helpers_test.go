@@ -362,7 +362,7 @@ func (b *tab) token() string {
 // screenshot keeps a picture of the whole page.
 func (b *tab) screenshot(name string) {
 	b.t.Helper()
-	size := eval[[]float64](b, "[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
+	size := eval[[]float64](b, "scrollTo(0, 0), [document.documentElement.clientWidth, document.documentElement.scrollHeight]")
 	beyond := true
 	picture := command(b, page.CaptureScreenshot, page.CaptureScreenshotParams{
 		CaptureBeyondViewport: &beyond, Clip: &page.Viewport{Width: size[0], Height: size[1], Scale: 1},
