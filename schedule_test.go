@@ -1,6 +1,7 @@
 package moovauth
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -113,7 +114,7 @@ func TestCoolDownGrows(t *testing.T) {
 	t.Parallel()
 	for failures, want := range map[int]time.Duration{
 		1: 250 * time.Millisecond, 2: 500 * time.Millisecond, 3: time.Second, 7: 16 * time.Second,
-		8: 30 * time.Second, 9: 30 * time.Second, 40: 30 * time.Second, 1 << 40: 30 * time.Second,
+		8: 30 * time.Second, 9: 30 * time.Second, 40: 30 * time.Second, math.MaxInt: 30 * time.Second,
 	} {
 		assert.Equal(t, want, coolDown(failures, 0, 0), failures)
 		assert.Equal(t, want/2, coolDown(failures, 0, 1), "%d: half of it is jitter", failures)
@@ -150,7 +151,7 @@ func TestSpread(t *testing.T) {
 
 func TestInterval(t *testing.T) {
 	t.Parallel()
-	for refusals, want := range map[int]time.Duration{0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 16, 6: 30, 7: 30, 100: 30, 1 << 40: 30, -1: 1} {
+	for refusals, want := range map[int]time.Duration{0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 16, 6: 30, 7: 30, 100: 30, math.MaxInt: 30, -1: 1} {
 		assert.Equal(t, want*time.Second, interval(refusals), refusals)
 	}
 }
