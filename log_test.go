@@ -368,7 +368,7 @@ func TestRevocationThatFailsIsLogged(t *testing.T) {
 		for name, opts := range map[string][]Option{"alone": nil, "in line": {WithLimiter(noLine{})}} {
 			log := new(logged)
 			server := inMemory(t)
-			server.Enqueue(moovtest.Answer{Status: 429, Header: map[string][]string{"Retry-After": {"3600"}}})
+			server.Enqueue(moovtest.Answer{Status: 429, Header: map[string][]string{"Retry-After": {"1800"}}})
 			err := Revoke(t.Context(), credentialsOf(server), "token", append(opts,
 				WithBaseURL(server.URL), WithHTTPClient(server.Client()), log.option(), WithTimeout(time.Second))...)
 			if name == "in line" { // time in line does not count
