@@ -21,6 +21,7 @@ import (
 func init() { dirRoles["command"] = dirCommand }
 
 func TestSourcesOnADirCacheAskOnceForEachToken(t *testing.T) {
+	t.Parallel()
 	needsLock(t)
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithReuseDetection(), moovtest.WithLatency(200*time.Millisecond))
@@ -55,7 +56,7 @@ func TestCommandsOnADirCacheAskOnceForEachToken(t *testing.T) {
 	needsLock(t)
 	t.Parallel()                     // it mostly waits
 	const lifetime = 5 * time.Second // refreshed after 3.5 s
-	rounds := 6
+	rounds := 4
 	if testing.Short() {
 		rounds = 1
 	}

@@ -111,6 +111,7 @@ func TestDirCacheUsesRegularFilesOnly(t *testing.T) {
 
 // A pipe that gets the name after the first look holds nobody up either.
 func TestOpenRegularLooksOnceMore(t *testing.T) {
+	t.Parallel()
 	dir, err := os.OpenRoot(t.TempDir())
 	require.NoError(t, err)
 	defer dir.Close()
@@ -153,6 +154,7 @@ func TestDirCacheWhoseDirectoryIsSomethingElse(t *testing.T) {
 
 // The path is the user's own: it may lead through links, to another disk, say.
 func TestDirCacheMayBeALinkToADirectory(t *testing.T) {
+	t.Parallel()
 	above := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(above, "disk"), 0o700))
 	require.NoError(t, os.Symlink("disk", filepath.Join(above, "tokens")))
@@ -188,13 +190,14 @@ func TestWorkingDirectoryThatIsGoneIsNoMiss(t *testing.T) {
 // Here each holder removes the file before it frees the lock. Some have opened the
 // old file by then, and lock it while others lock a new one.
 func TestDirCacheLockIsNeverOnAFileThatWasRemoved(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a second")
+	}
+	t.Parallel()
 	dir, err := os.OpenRoot(t.TempDir())
 	require.NoError(t, err)
 	defer dir.Close()
-	times := 200
-	if testing.Short() {
-		times = 20
-	}
+	const times = 50
 	var inside atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
@@ -218,6 +221,7 @@ func TestDirCacheLockIsNeverOnAFileThatWasRemoved(t *testing.T) {
 }
 
 func TestDirCacheUnlockAfterTheDirectoryIsGone(t *testing.T) {
+	t.Parallel()
 	c := DirCache(filepath.Join(t.TempDir(), "tokens"))
 	unlock, err := c.Lock(t.Context(), "a")
 	require.NoError(t, err)
@@ -230,6 +234,7 @@ func TestDirCacheUnlockAfterTheDirectoryIsGone(t *testing.T) {
 
 // A child that is being started, or has inherited the file, keeps no lock.
 func TestDirCacheUnlockFreesTheLockForAllWhoHaveTheFile(t *testing.T) {
+	t.Parallel()
 	dir, err := os.OpenRoot(t.TempDir())
 	require.NoError(t, err)
 	defer dir.Close()
@@ -284,6 +289,7 @@ func dirLimited(t *testing.T, dir string) {
 }
 
 func TestPutOnAFullDiskLeavesTheOldEntry(t *testing.T) {
+	t.Parallel()
 	c := DirCache(t.TempDir())
 	require.NoError(t, c.Put(t.Context(), "a", wholeEntry(0)))
 	runDirProcess(t, "limited", string(c))
@@ -350,5 +356,6 @@ func dirUnprivileged(t *testing.T, _ string) {
 }
 
 func TestDirCacheThatIsNotAllowedIsNoMiss(t *testing.T) {
+	t.Parallel()
 	runDirProcess(t, "unprivileged", "")
 }

@@ -46,6 +46,7 @@ var dirRoles = map[string]func(t *testing.T, dir string){
 
 // TestDirCacheProcess is the process that other tests start.
 func TestDirCacheProcess(t *testing.T) {
+	t.Parallel()
 	role := dirRoles[os.Getenv(dirRole)]
 	if role == nil {
 		t.Skip("run by other tests")
@@ -96,6 +97,7 @@ func notMissing(t *testing.T, err error, contains ...string) {
 }
 
 func TestDirCacheKeepsEntriesForItsOwnerAlone(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "not", "there yet")
 	c := DirCache(dir)
 	_, err := c.Get(t.Context(), "a")
@@ -138,6 +140,7 @@ func TestDirCacheKeepsEntriesForItsOwnerAlone(t *testing.T) {
 }
 
 func TestDirCacheOutlivesASource(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	dir := DirCache(t.TempDir())
 	first := token(t, sourceOf(t, server, WithCache(dir)))
@@ -163,9 +166,10 @@ func dirWriter(t *testing.T, dir string) {
 func wholeEntry(i int) []byte { return bytes.Repeat([]byte{'a' + byte(i%26)}, 256<<10) }
 
 func TestDirCacheIsNeverHalfWritten(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	require.NoError(t, DirCache(dir).Put(t.Context(), "a", wholeEntry(0)))
-	kills, cut := 100, 0
+	kills, cut := 50, 0
 	if testing.Short() {
 		kills = 5
 	}
@@ -199,6 +203,7 @@ func TestDirCacheIsNeverHalfWritten(t *testing.T) {
 }
 
 func TestDirCacheTakesAnyFileNameAsAKey(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	c := DirCache(filepath.Join(dir, "tokens"))
 	keys := []string{"a", ".hidden", "with space", "example.com+rsa", "ключ", "a.part-1", "a.locked", strings.Repeat("x", 200)}
@@ -274,6 +279,7 @@ func TestDirCacheInARelativeDirectory(t *testing.T) {
 
 // What is in the way of a directory is no miss, even for Get, which makes none.
 func TestDirCacheThatIsNoDirectoryIsNoMiss(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, []byte("not ours"), 0o600))
 	for name, dir := range map[string]string{"a file": file, "under a file": filepath.Join(file, "tokens"), "far under a file": filepath.Join(file, "not", "there", "tokens")} {
@@ -293,6 +299,7 @@ func TestDirCacheThatIsNoDirectoryIsNoMiss(t *testing.T) {
 }
 
 func TestDirCacheDoesNotRemoveADirectoryThatHasTheNameOfAnEntry(t *testing.T) {
+	t.Parallel()
 	needsLock(t)
 	c := DirCache(t.TempDir())
 	for _, name := range []string{"a", "b.lock"} {
@@ -309,6 +316,7 @@ func TestDirCacheDoesNotRemoveADirectoryThatHasTheNameOfAnEntry(t *testing.T) {
 }
 
 func TestPutRemovesPartFilesThatAreOlderThanAnHour(t *testing.T) {
+	t.Parallel()
 	c := DirCache(t.TempDir())
 	key := "moovauth-" + strings.Repeat("0123456789abcdef", 4)
 	fresh := key + ".part-" + rand.Text()
@@ -337,6 +345,10 @@ func TestPutRemovesPartFilesThatAreOlderThanAnHour(t *testing.T) {
 }
 
 func TestPutsFindOldPartFilesInALargeDirectoryInTheEnd(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a second")
+	}
+	t.Parallel()
 	c := DirCache(t.TempDir())
 	for i := range 1200 {
 		plant(t, c, strconv.Itoa(i), 0)
@@ -362,6 +374,7 @@ func plant(t *testing.T, c DirCache, name string, age time.Duration) {
 }
 
 func TestDirCacheLockExcludesGoroutines(t *testing.T) {
+	t.Parallel()
 	needsLock(t)
 	c := DirCache(t.TempDir())
 	var inside, held atomic.Int32
@@ -383,6 +396,7 @@ func TestDirCacheLockExcludesGoroutines(t *testing.T) {
 }
 
 func TestDirCacheLockIsOfOneKey(t *testing.T) {
+	t.Parallel()
 	needsLock(t)
 	c := DirCache(t.TempDir())
 	a, err := c.Lock(t.Context(), "a")
@@ -405,6 +419,7 @@ func TestDirCacheLockIsOfOneKey(t *testing.T) {
 }
 
 func TestDirCacheLockWaitsAsLongAsItsContext(t *testing.T) {
+	t.Parallel()
 	needsLock(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := DirCache(t.TempDir())
@@ -442,6 +457,10 @@ func dirHolder(t *testing.T, dir string) {
 }
 
 func TestDirCacheLockOfAKilledProcessGoesToOneOther(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a second")
+	}
+	t.Parallel()
 	needsLock(t)
 	c := DirCache(filepath.Join(t.TempDir(), "tokens"))
 	holders := make(chan *exec.Cmd)
@@ -510,6 +529,7 @@ func dirCounter(t *testing.T, dir string) {
 }
 
 func TestDirCacheLockExcludesProcesses(t *testing.T) {
+	t.Parallel()
 	needsLock(t)
 	dir := filepath.Join(t.TempDir(), "tokens")
 	var processes []*exec.Cmd
@@ -531,6 +551,7 @@ func TestDirCacheLockExcludesProcesses(t *testing.T) {
 
 // A system without a lock says so; sources go on without.
 func TestDirCacheOnASystemWithoutALock(t *testing.T) {
+	t.Parallel()
 	unlock, err := DirCache(t.TempDir()).Lock(t.Context(), "a")
 	if err == nil {
 		unlock()
@@ -554,6 +575,7 @@ func sourceLog(t *testing.T, dir DirCache) string {
 }
 
 func TestDirCacheThatCannotBeMadeIsLogged(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	assert.Contains(t, sourceLog(t, DirCache(filepath.Join(file, "tokens"))), "not a directory")

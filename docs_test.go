@@ -28,12 +28,14 @@ func document(t testing.TB, file string) string {
 
 // Those that need other modules are checked by the tests of those.
 func TestCodeInTheDocumentsCompiles(t *testing.T) {
+	t.Parallel()
 	n, err := snippet.Check(".", "")
 	require.NoError(t, err)
 	assert.GreaterOrEqual(t, n, 10)
 }
 
 func TestCodeInTheDocumentsIsThatOfTheExamples(t *testing.T) {
+	t.Parallel()
 	blocks, err := snippet.Blocks(".")
 	require.NoError(t, err)
 	found := 0
@@ -73,6 +75,7 @@ var heldBy = map[string][]string{
 }
 
 func TestEachRowOfTheBehaviourTableHasATest(t *testing.T) {
+	t.Parallel()
 	tests := make(map[string]bool)
 	names, err := filepath.Glob("*_test.go")
 	require.NoError(t, err)
@@ -102,11 +105,13 @@ func TestEachRowOfTheBehaviourTableHasATest(t *testing.T) {
 // The README is for someone who has two minutes. Whatever stands between white
 // space counts, also the bars of a table.
 func TestREADMEHasAtMost1600Words(t *testing.T) {
+	t.Parallel()
 	assert.LessOrEqual(t, len(strings.Fields(document(t, "README.md"))), 1600)
 }
 
 // What Revoke reaches has limits, which are said in the same words everywhere.
 func TestLimitsOfWhatIsRememberedAreSaidInTheSameWords(t *testing.T) {
+	t.Parallel()
 	const words = "remembers the text of the last 16 former tokens that may be alive, for Revoke and for masking, " +
 		"and hashes of the last 1,000 that were revoked or invalidated."
 	for _, file := range []string{"revoke.go", "README.md", "SECURITY.md"} {
@@ -120,6 +125,7 @@ func TestLimitsOfWhatIsRememberedAreSaidInTheSameWords(t *testing.T) {
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
 func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
+	t.Parallel()
 	if _, err := os.Stat("bench"); err != nil {
 		t.Skip("the nested modules are not here: this is no clone")
 	}

@@ -192,8 +192,7 @@ func TestUnusableReplies(t *testing.T) {
 		server := onLoopback(t)
 		answer := moovtest.Answer{Body: body}
 		server.Enqueue(answer, answer, answer)
-		s := sourceOf(t, server)
-		s.endpoint.random = func() float64 { return 0 }
+		s := hurried(sourceOf(t, server))
 		_, err := s.Token()
 		require.ErrorContains(t, err, want, body)
 		assert.Contains(t, err.Error(), "moovauth: ")

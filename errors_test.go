@@ -38,17 +38,8 @@ func setWith(secrets ...string) *redact.Set {
 	return set
 }
 
-// refusal is the error of a first token if each request is answered so.
-func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
-	t.Helper()
-	server := onLoopback(t)
-	server.Enqueue(answer, answer, answer)
-	_, err := sourceOf(t, server, opts...).Token()
-	require.Error(t, err)
-	return err
-}
-
 func TestErrorOfARefusedClient(t *testing.T) {
+	t.Parallel()
 	err := refusal(t, moovtest.Answer{
 		Status: 400,
 		Header: http.Header{"X-Request-Id": {"0c7d4bd2"}, "Content-Type": {"application/json"}},
@@ -81,6 +72,7 @@ func TestErrorOfARefusedClient(t *testing.T) {
 }
 
 func TestErrorOfRefusedFields(t *testing.T) {
+	t.Parallel()
 	err := refusal(t, moovtest.Answer{Status: 422, Body: `{"scope":"unknown scope","refresh_token":["a","b"],"error":"invalid"}`})
 	var refused *Error
 	require.ErrorAs(t, err, &refused)
@@ -90,6 +82,7 @@ func TestErrorOfRefusedFields(t *testing.T) {
 
 // Each refusal says what to change, and names nothing that cannot have caused it.
 func TestAdvice(t *testing.T) {
+	t.Parallel()
 	const (
 		origin = "WithOrigin"
 		base   = "WithBaseURL"
@@ -158,6 +151,7 @@ func TestAdvice(t *testing.T) {
 }
 
 func TestAdviceIsShortHoweverManyScopesThereAre(t *testing.T) {
+	t.Parallel()
 	e := newError(opToken, grantClientCredentials, &http.Response{StatusCode: 422}, []byte(`{"scope":"x"}`), nil)
 	e.advise(slices.Repeat([]string{"/accounts/6f9c2d1e-8f3b-4a39-9a5e-1c2d3e4f5a6b/transfers.write"}, 1000), true)
 	assert.Less(t, len(e.Error()), 1000)
@@ -165,6 +159,7 @@ func TestAdviceIsShortHoweverManyScopesThereAre(t *testing.T) {
 }
 
 func TestErrorReachesTheCallerWithItsAdvice(t *testing.T) {
+	t.Parallel()
 	assert.ErrorContains(t, refusal(t, moovtest.Answer{Status: 403}), "WithOrigin")
 	assert.NotContains(t, refusal(t, moovtest.Answer{Status: 403}, WithOrigin("https://example.com")).Error(), "WithOrigin")
 	assert.ErrorContains(t, refusal(t, moovtest.Answer{Status: 422, Body: `{"scope":"x"}`}), "asked for were "+pingScope)
@@ -172,6 +167,7 @@ func TestErrorReachesTheCallerWithItsAdvice(t *testing.T) {
 }
 
 func TestServerThatWantsAnOrigin(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithOrigins("https://example.com"))
 	_, err := sourceOf(t, server).Token()
 	assert.ErrorContains(t, err, "WithOrigin")
@@ -179,6 +175,7 @@ func TestServerThatWantsAnOrigin(t *testing.T) {
 }
 
 func TestErrorIn200(t *testing.T) {
+	t.Parallel()
 	err := refusal(t, moovtest.Answer{Body: `{"error":"invalid_scope"}`})
 	var refused *Error
 	require.ErrorAs(t, err, &refused)
@@ -186,6 +183,7 @@ func TestErrorIn200(t *testing.T) {
 }
 
 func TestErrorOfAProxysPageIsOneShortLine(t *testing.T) {
+	t.Parallel()
 	err := refusal(t, moovtest.Answer{Status: 502, Body: "<html>\n<h1>Bad gateway</h1>" + strings.Repeat("x", 10_000)})
 	assert.Contains(t, err.Error(), "Bad gateway")
 	assert.NotContains(t, err.Error(), "\n")
@@ -193,18 +191,21 @@ func TestErrorOfAProxysPageIsOneShortLine(t *testing.T) {
 }
 
 func TestTemporary(t *testing.T) {
+	t.Parallel()
 	for status, want := range map[int]bool{400: false, 401: false, 404: false, 408: true, 422: false, 429: true, 500: true, 503: true, 504: true, 302: false} {
 		assert.Equal(t, want, (&Error{StatusCode: status}).Temporary(), status)
 	}
 }
 
 func TestErrorMadeByHandPrints(t *testing.T) {
+	t.Parallel()
 	e := &Error{Op: "revoke", StatusCode: 599, RetryAfter: 7 * time.Second}
 	assert.Equal(t, "moovauth: revoke request answered 599; retry after 7s", e.Error())
 	assert.Nil(t, errors.Unwrap(e))
 }
 
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	now := time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
 		header http.Header
@@ -267,6 +268,7 @@ func FuzzErrorReply(f *testing.F) {
 }
 
 func TestSecretsAreMaskedInWhatAServerEchoes(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	echo := server.ClientSecret + " " + base64.StdEncoding.EncodeToString([]byte(server.ClientID+":"+server.ClientSecret))
 	server.Enqueue(moovtest.Answer{
@@ -287,6 +289,7 @@ func TestSecretsAreMaskedInWhatAServerEchoes(t *testing.T) {
 }
 
 func TestTokenThatComesWithARefusalIsMasked(t *testing.T) {
+	t.Parallel()
 	for _, body := range []string{
 		`{"access_token":"n3w-t0ken","refresh_token" : "n3w-t0ken"}`, `{"access_token": "n3w-t0ken`, `access_token=n3w-t0ken&x=1`,
 	} {
@@ -303,27 +306,30 @@ func TestTokenThatComesWithARefusalIsMasked(t *testing.T) {
 }
 
 func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
-	s := sourceOf(t, server)
+	s := hurried(sourceOf(t, server))
 	server.Close()
-	s.endpoint.random = func() float64 { return 0 }
 	_, err := s.Token()
 	assert.ErrorContains(t, err, "moovauth: token request (client_credentials) to "+server.URL+"/oauth2/token: dial tcp")
 	assert.ErrorContains(t, s.endpoint.revoke(t.Context(), "x", "", newBudget(time.Minute)), "moovauth: revoke request to "+server.URL+"/oauth2/revoke: dial tcp")
 }
 
 func TestFieldsAreNotSaidTwice(t *testing.T) {
+	t.Parallel()
 	err := refusal(t, moovtest.Answer{Status: 422, Body: `{"scope":"is-unknown"}`})
 	assert.Equal(t, 1, strings.Count(err.Error(), "is-unknown"))
 }
 
 func TestErrorMadeByHandWrapsNothing(t *testing.T) {
+	t.Parallel()
 	assert.NoError(t, errors.Unwrap(&Error{}))
 	var re *oauth2.RetrieveError
 	assert.False(t, errors.As(&Error{}, &re))
 }
 
 func TestNoAdviceAfterATemporaryRefusal(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{408, 429, 500} {
 		assert.NotContains(t, refusal(t, moovtest.Answer{Status: status, Header: retryAfterHeader("3600")}).Error(), "Origin")
 	}
@@ -378,6 +384,7 @@ func TestErrorIsBounded(t *testing.T) {
 }
 
 func TestErrorMadeByHandIsBounded(t *testing.T) {
+	t.Parallel()
 	e := &Error{Op: opToken, StatusCode: 422, Fields: map[string]string{}, RequestID: strings.Repeat("\x00", 1<<20)}
 	for i := range 10_000 {
 		e.Fields[strconv.Itoa(i)] = strings.Repeat("\x00", 1000)
@@ -386,6 +393,7 @@ func TestErrorMadeByHandIsBounded(t *testing.T) {
 }
 
 func TestErrorKeepsOnlyWhatIsUsefulOfTheReply(t *testing.T) {
+	t.Parallel()
 	resp := &http.Response{
 		Status: "400 Bad Request", StatusCode: 400, Proto: "HTTP/1.1",
 		Header:  http.Header{"X-Request-Id": {"0c7d4bd2"}, "Set-Cookie": {"a=b"}, "Date": {"today"}},
@@ -410,6 +418,7 @@ func TestErrorKeepsOnlyWhatIsUsefulOfTheReply(t *testing.T) {
 }
 
 func TestMembersOfAReplyThatIsCutOff(t *testing.T) {
+	t.Parallel()
 	e := newError(opToken, "", &http.Response{StatusCode: 422}, []byte("\xef\xbb\xbf"+`{"error":"e","scope":"unknown","error_description":"d","fee`), nil)
 	assert.Equal(t, "e", e.Code)
 	assert.Equal(t, "d", e.Description)
@@ -423,6 +432,7 @@ func unusable(body string, header http.Header, why string, hide *redact.Set) err
 }
 
 func TestPageWith200IsQuoted(t *testing.T) {
+	t.Parallel()
 	page := "<!doctype html>\n<title>Sign in to the hotel's network</title>" + strings.Repeat("é", 1000)
 	err := unusable(page, http.Header{"Content-Type": {"text/html"}, "X-Request-Id": {"0c7d"}}, "want a JSON object", nil)
 	assert.Equal(t, `moovauth: reply to the token request (client_credentials, 200 OK, request ID "0c7d") is unusable: want a JSON object; it starts with `+
@@ -437,6 +447,7 @@ func TestPageWith200IsQuoted(t *testing.T) {
 }
 
 func TestCompressedReplyNamesContentEncoding(t *testing.T) {
+	t.Parallel()
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	_, _ = w.Write([]byte(`{"access_token":"x"}`))
@@ -465,6 +476,7 @@ func TestCompressedReplyNamesContentEncoding(t *testing.T) {
 
 // A reply without a usable token may hold one in another place.
 func TestTokenInAnUnusableReplyIsNotQuoted(t *testing.T) {
+	t.Parallel()
 	const fresh = "a-fresh-token-4711"
 	for _, body := range []string{
 		`{"access_token":"` + fresh + `","token_type":"Bearer ` + fresh + `"}`, `{"token_type":"Bearer ` + fresh + `"}`,
@@ -500,6 +512,7 @@ func assertFlags(t *testing.T, err error, temporary, timeout bool) {
 }
 
 func TestEveryFailureSaysWhetherItIsTemporaryOrATimeout(t *testing.T) {
+	t.Parallel()
 	expired, cancel := context.WithTimeoutCause(t.Context(), 0, fmt.Errorf("not done: %w", context.DeadlineExceeded))
 	defer cancel()
 	refused := &Error{Op: opToken, StatusCode: 403}

@@ -127,7 +127,7 @@ func TestSecondAttemptSucceeds(t *testing.T) {
 func TestRevocationIsRetriedAlike(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	s := sourceOf(t, server)
+	s := hurried(sourceOf(t, server))
 	token(t, s)
 	server.Enqueue(moovtest.Answer{Status: 503}, moovtest.Answer{Status: 500})
 	require.NoError(t, s.Revoke(t.Context()))

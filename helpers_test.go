@@ -3,9 +3,22 @@ package moovauth
 // What several test files use.
 
 import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
+
 	"github.com/moovauth/moovauth/internal/redact"
+	"github.com/moovauth/moovauth/moovtest"
 )
 
 // setOf is a set of secrets.
@@ -17,3 +30,206 @@ func setOf(secrets ...string) *redact.Set {
 
 // goodFor is how long the token in hand is good.
 func (s *TokenSource) goodFor() time.Duration { return s.memory.load().good(s.endpoint.clock()) }
+
+const pingScope = "/ping.read"
+
+var testCredentials = Credentials{ClientID: "public-key", ClientSecret: "s3cr3t-key"}
+
+// sourceOf returns a source of server's tokens.
+func sourceOf(t testing.TB, server *moovtest.Server, opts ...Option) *TokenSource {
+	t.Helper()
+	s, err := NewTokenSource(credentialsOf(server), append([]Option{
+		WithScopes(pingScope), WithBaseURL(server.URL), WithHTTPClient(server.Client()),
+	}, opts...)...)
+	require.NoError(t, err)
+	return s
+}
+
+func credentialsOf(server *moovtest.Server) Credentials {
+	return Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret}
+}
+
+// inMemory returns a server without sockets, for a synctest bubble.
+func inMemory(t testing.TB, opts ...moovtest.Option) *moovtest.Server {
+	server := moovtest.NewInMemory(opts...)
+	t.Cleanup(server.Close)
+	return server
+}
+
+// onLoopback returns a server on a real port.
+func onLoopback(t testing.TB, opts ...moovtest.Option) *moovtest.Server {
+	server := moovtest.NewServer(opts...)
+	t.Cleanup(server.Close)
+	return server
+}
+
+// answering returns a loopback server with handler.
+func answering(t testing.TB, handler http.HandlerFunc) *httptest.Server {
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server
+}
+
+// roundTripper is a function as an http.RoundTripper.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func token(t testing.TB, s oauth2.TokenSource) *oauth2.Token {
+	t.Helper()
+	tok, err := s.Token()
+	require.NoError(t, err)
+	require.NotNil(t, tok)
+	return tok
+}
+
+// together calls Token of all sources at once, and returns what they got.
+func together(t testing.TB, sources []*TokenSource) []*oauth2.Token {
+	t.Helper()
+	tokens := make([]*oauth2.Token, len(sources))
+	errs := make([]error, len(sources))
+	var all sync.WaitGroup
+	for i, s := range sources {
+		all.Go(func() { tokens[i], errs[i] = s.Token() })
+	}
+	all.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	return tokens
+}
+
+// grantTypes are those of the token requests that server saw.
+func grantTypes(server *moovtest.Server) []string {
+	var types []string
+	for _, r := range server.TokenRequests() {
+		types = append(types, r.GrantType)
+	}
+	return types
+}
+
+// assertAllDead fails if the server has a living token.
+func assertAllDead(t testing.TB, server *moovtest.Server) {
+	t.Helper()
+	assert.Empty(t, server.RefreshTokens(), "refresh tokens live on")
+	assert.Empty(t, server.AccessTokens(), "access tokens live on")
+}
+
+// refusal is the error of a first token if each request is answered so.
+func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
+	t.Helper()
+	server := onLoopback(t)
+	server.Enqueue(answer, answer, answer)
+	_, err := hurried(sourceOf(t, server, opts...)).Token()
+	require.Error(t, err)
+	return err
+}
+
+// hurried is s, with attempts that do not wait for the next one.
+func hurried(s *TokenSource) *TokenSource {
+	s.endpoint.random = func() float64 { return 0 }
+	return s
+}
+
+func readAll(t testing.TB, resp *http.Response) string {
+	t.Helper()
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return string(body)
+}
+
+// memoryCache is a Cache in the memory.
+type memoryCache struct {
+	latency time.Duration
+
+	mu      sync.Mutex
+	entries map[string][]byte
+}
+
+func (c *memoryCache) Get(_ context.Context, key string) ([]byte, error) {
+	time.Sleep(c.latency)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.entries[key], nil
+}
+
+func (c *memoryCache) Put(_ context.Context, key string, data []byte) error {
+	time.Sleep(c.latency)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries == nil {
+		c.entries = make(map[string][]byte)
+	}
+	c.entries[key] = bytes.Clone(data)
+	return nil
+}
+
+func (c *memoryCache) Delete(_ context.Context, key string) error {
+	time.Sleep(c.latency)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, key)
+	return nil
+}
+
+// only returns the one entry that there is.
+func (c *memoryCache) only(t testing.TB) (key string, data []byte) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	require.Len(t, c.entries, 1)
+	for key, data = range c.entries {
+	}
+	return key, data
+}
+
+// lockingCache is a memoryCache with a lock.
+type lockingCache struct {
+	memoryCache
+	held chan struct{}
+}
+
+func (c *lockingCache) Lock(ctx context.Context, _ string) (func(), error) {
+	select {
+	case c.held <- struct{}{}:
+		return func() { <-c.held }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func newLockingCache() *lockingCache { return &lockingCache{held: make(chan struct{}, 1)} }
+
+// fakeCache does what its functions say.
+type fakeCache struct {
+	get    func(ctx context.Context) ([]byte, error)
+	put    func(ctx context.Context, data []byte) error
+	remove func(ctx context.Context) error
+	lock   func(ctx context.Context) (func(), error)
+}
+
+func (c fakeCache) Get(ctx context.Context, _ string) ([]byte, error) { return c.get(ctx) }
+
+func (c fakeCache) Put(ctx context.Context, _ string, data []byte) error { return c.put(ctx, data) }
+
+func (c fakeCache) Delete(ctx context.Context, _ string) error { return c.remove(ctx) }
+
+func (c fakeCache) Lock(ctx context.Context, _ string) (func(), error) { return c.lock(ctx) }
+
+// logged collects a source's records.
+type logged struct{ records []slog.Record }
+
+func (l *logged) option() Option {
+	return WithLogger(slog.New(handler(func(r slog.Record) { l.records = append(l.records, r) })))
+}
+
+// of returns the attributes of the records with a message, in order.
+func (l *logged) of(message string) (all []map[string]slog.Value) {
+	for _, r := range l.records {
+		if r.Message == "moovauth: "+message {
+			all = append(all, attributesOf(r))
+		}
+	}
+	return all
+}

@@ -13,6 +13,7 @@ import (
 )
 
 func TestTokenGoesToTrustedHostsAlone(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("https://Gateway.example.com:8443/moov"), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
 	local, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("http://localhost"), WithToken(&oauth2.Token{AccessToken: "x"}))
@@ -91,6 +92,7 @@ func TestTokenGoesToTrustedHostsAlone(t *testing.T) {
 }
 
 func TestHostThatOnlyFoldsToAListedOne(t *testing.T) {
+	t.Parallel()
 	base := new(sink)
 	for _, target := range []string{"https://b\u0130lbao.example/", "https://\u212aelvin.example/"} {
 		_, err := roundTrip(t, &Transport{Source: static, Base: base, Hosts: []string{"bilbao.example", "kelvin.example"}}, target)
@@ -100,6 +102,7 @@ func TestHostThatOnlyFoldsToAListedOne(t *testing.T) {
 }
 
 func TestEndpointsBelowAPathKeepTheirAuthorization(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("https://gateway.example/moov"), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
 	for path, want := range map[string]string{"/moov/oauth2/token": "Basic", "/moov/oauth2/revoke": "Basic", "/oauth2/token": "Bearer"} {
@@ -114,6 +117,7 @@ func TestEndpointsBelowAPathKeepTheirAuthorization(t *testing.T) {
 }
 
 func TestHostErrorSaysWhereTheTokenMayGo(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("http://localhost"), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
 	for _, c := range []struct {
@@ -152,6 +156,7 @@ func TestHostErrorSaysWhereTheTokenMayGo(t *testing.T) {
 }
 
 func TestHostsThatAreNone(t *testing.T) {
+	t.Parallel()
 	for _, host := range []string{
 		"", " ", "https://api.moov.io", "api.moov.io/", "api.moov.io/x", "api.moov.io?", "api.moov.io#", "user@api.moov.io", "*.moov.io", "*",
 		".moov.io ", "api.moov.io:", ":443", "api.moov.io:https", "api.moov.io:0", "api.moov.io:65536", "api.moov.io:443:443",
@@ -167,6 +172,7 @@ func TestHostsThatAreNone(t *testing.T) {
 // A host in Hosts is no place for client credentials, unless the source cannot
 // say where its endpoints are.
 func TestEndpointsAreThoseOfTheSource(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
 	for _, c := range []struct {

@@ -205,6 +205,7 @@ func quotedIn(cell string) (quoted []string) {
 }
 
 func TestLogRecordsAreThoseOfTheTable(t *testing.T) {
+	t.Parallel()
 	var documented []record
 	for _, cells := range rows(t, "docs/operations.md", "## Log records") {
 		require.Len(t, cells, 5, "%v", cells)
@@ -217,6 +218,7 @@ func TestLogRecordsAreThoseOfTheTable(t *testing.T) {
 
 // All records go through log.go, which adds whose they are.
 func TestLoggerIsCalledInOnePlace(t *testing.T) {
+	t.Parallel()
 	_, files := sourceFiles(t)
 	var uses []string
 	for _, f := range files {
@@ -233,6 +235,7 @@ func TestLoggerIsCalledInOnePlace(t *testing.T) {
 }
 
 func TestErrorsInTheTableAreThoseOfTheCode(t *testing.T) {
+	t.Parallel()
 	_, files := sourceFiles(t)
 	guard, err := parser.ParseFile(gotoken.NewFileSet(), "internal/guard/guard.go", nil, 0)
 	require.NoError(t, err)
@@ -257,23 +260,6 @@ func TestErrorsInTheTableAreThoseOfTheCode(t *testing.T) {
 	}
 }
 
-// logged collects a source's records.
-type logged struct{ records []slog.Record }
-
-func (l *logged) option() Option {
-	return WithLogger(slog.New(handler(func(r slog.Record) { l.records = append(l.records, r) })))
-}
-
-// of returns the attributes of the records with a message, in order.
-func (l *logged) of(message string) (all []map[string]slog.Value) {
-	for _, r := range l.records {
-		if r.Message == "moovauth: "+message {
-			all = append(all, attributesOf(r))
-		}
-	}
-	return all
-}
-
 func attributesOf(r slog.Record) map[string]slog.Value {
 	attrs := make(map[string]slog.Value)
 	r.Attrs(func(a slog.Attr) bool { attrs[a.Key] = a.Value; return true })
@@ -281,6 +267,7 @@ func attributesOf(r slog.Record) map[string]slog.Value {
 }
 
 func TestEveryRecordSaysWhoseItIs(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
 		server := inMemory(t)
@@ -319,6 +306,7 @@ func TestEveryRecordSaysWhoseItIs(t *testing.T) {
 }
 
 func TestScopesHaveOneFingerprintInAnyOrder(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	of := func(scopes ...string) string {
 		log := new(logged)
@@ -331,6 +319,7 @@ func TestScopesHaveOneFingerprintInAnyOrder(t *testing.T) {
 }
 
 func TestGrantsAndRevocationsAreLoggedWithTheirDuration(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
 		server := inMemory(t, moovtest.WithLatency(2*time.Second))
@@ -364,6 +353,7 @@ type noLine struct{}
 func (noLine) Wait(context.Context) error { return nil }
 
 func TestRevocationThatFailsIsLogged(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for name, opts := range map[string][]Option{"alone": nil, "in line": {WithLimiter(noLine{})}} {
 			log := new(logged)
@@ -384,6 +374,7 @@ func TestRevocationThatFailsIsLogged(t *testing.T) {
 }
 
 func TestRevocationThatLeavesTheLineIsLogged(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
 		server := inMemory(t)
@@ -399,6 +390,7 @@ func TestRevocationThatLeavesTheLineIsLogged(t *testing.T) {
 }
 
 func TestGrantThatGetsInLineAgainIsLogged(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
 		server := inMemory(t)
@@ -413,6 +405,7 @@ func TestGrantThatGetsInLineAgainIsLogged(t *testing.T) {
 
 // What repeats is logged when it changes: about the lifetime, and about scopes.
 func TestRepeatedWarningIsLoggedWhenItChanges(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
 		server := inMemory(t, moovtest.WithoutRefreshTokens())

@@ -19,9 +19,8 @@ import (
 	"golang.org/x/oauth2"
 )
 
-var testCredentials = Credentials{ClientID: "public-key", ClientSecret: "s3cr3t-key"}
-
 func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	scopes := WithScopes(pingScope)
 	for _, c := range []struct {
 		name  string
@@ -133,6 +132,7 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 }
 
 func TestNewTokenSourceTakesWhatIsRight(t *testing.T) {
+	t.Parallel()
 	for name, opts := range map[string][]Option{
 		"scopes alone":            {WithScopes(pingScope, "/accounts/6f9c2d1e-8f3b-4a39-9a5e-1c2d3e4f5a6b/transfers.write")},
 		"a refresh token alone":   {WithToken(&oauth2.Token{RefreshToken: "r"})},
@@ -168,6 +168,7 @@ type noLimit struct{}
 func (noLimit) Wait(context.Context) error { return nil }
 
 func TestOddButValidCredentialsAreTaken(t *testing.T) {
+	t.Parallel()
 	for _, c := range []Credentials{
 		{"id", "with space"}, {"id", "pässwörd"}, {"id", `half"quoted`}, {"id", `"half-quoted`}, {"id", "a***"}, {"Basic", "Bearer"}, {"id", "Basically 7"}, {"id", "x:y"}, {"id", "日本"},
 	} {
@@ -176,6 +177,7 @@ func TestOddButValidCredentialsAreTaken(t *testing.T) {
 }
 
 func TestCredentialsPrintMasked(t *testing.T) {
+	t.Parallel()
 	type holder struct{ Credentials Credentials }
 	for _, v := range []any{testCredentials, &testCredentials, holder{testCredentials}, []Credentials{testCredentials}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
@@ -216,6 +218,7 @@ func assertMasked(t *testing.T, text string) {
 
 // What was marshalled can be read back, and its mask is refused with the reason.
 func TestMarshalledCredentialsCanBeReadBackButNotUsed(t *testing.T) {
+	t.Parallel()
 	want := Credentials{"public-key", "***"}
 	for name, again := range map[string]func(in, out any) error{
 		"JSON": func(in, out any) error {
@@ -252,6 +255,7 @@ func TestMarshalledCredentialsCanBeReadBackButNotUsed(t *testing.T) {
 }
 
 func TestCredentialsCanBeReadFromJSON(t *testing.T) {
+	t.Parallel()
 	var c Credentials
 	require.NoError(t, json.Unmarshal([]byte(`{"ClientID":"public-key","ClientSecret":"s3cr3t-key"}`), &c))
 	assert.Equal(t, testCredentials, c)
@@ -314,6 +318,7 @@ func FuzzURLs(f *testing.F) {
 }
 
 func TestScopesAreCopied(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	scopes := []string{pingScope}
 	s := sourceOf(t, server, WithScopes(scopes...))
@@ -323,6 +328,7 @@ func TestScopesAreCopied(t *testing.T) {
 }
 
 func TestOddURLsAreRefused(t *testing.T) {
+	t.Parallel()
 	for _, opt := range []Option{
 		WithOrigin("https://"), WithOrigin("https://:443"), WithBaseURL("https://h?"), WithBaseURL("https://h#f"),
 		WithBaseURL("ftp://127.0.0.1"), WithBaseURL("ws://localhost"),
@@ -333,6 +339,7 @@ func TestOddURLsAreRefused(t *testing.T) {
 }
 
 func TestBaseURLs(t *testing.T) {
+	t.Parallel()
 	for in, want := range map[string]string{
 		"https://h/v1//":         "https://h/v1/oauth2/token",
 		"https://h/a%2Fb/":       "https://h/a%2Fb/oauth2/token",

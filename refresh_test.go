@@ -1254,6 +1254,9 @@ func TestFiftyProcessesWhoseTokensAreRefusedStayUnderMoovsLimit(t *testing.T) {
 }
 
 func TestFleetThatIsToldToWaitDoesNotComeBackInStep(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a second")
+	}
 	t.Parallel()
 	bubbles(t, map[string]struct {
 		status int

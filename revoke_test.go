@@ -327,13 +327,6 @@ func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
 	})
 }
 
-// assertAllDead fails if the server has a living token.
-func assertAllDead(t testing.TB, server *moovtest.Server) {
-	t.Helper()
-	assert.Empty(t, server.RefreshTokens(), "refresh tokens live on")
-	assert.Empty(t, server.AccessTokens(), "access tokens live on")
-}
-
 func TestRevokeOfAFreshProcessRevokesWhatTheCacheHolds(t *testing.T) {
 	t.Parallel()
 	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
@@ -545,6 +538,7 @@ func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
 }
 
 func TestRevokeReachesAnEntryThatIsReplacedWhileItWaitsForTheLock(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -563,6 +557,7 @@ func TestRevokeReachesAnEntryThatIsReplacedWhileItWaitsForTheLock(t *testing.T) 
 }
 
 func TestRevokeTakesNoLongerWithACacheThatHangs(t *testing.T) {
+	t.Parallel()
 	for _, op := range []string{"Get", "Put", "Delete", "Lock", "unlock"} {
 		t.Run(op, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -607,6 +602,7 @@ func TestRevokeTakesNoLongerWithACacheThatHangs(t *testing.T) {
 }
 
 func TestGrantThatFailsWhileRevokeCancelsItFailsNobody(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		slow := true

@@ -70,6 +70,7 @@ func asError(v any) error {
 // Every failure there is, each with all secrets in all that the other side
 // says, printed in every way there is.
 func TestNoSecretInSight(t *testing.T) {
+	t.Parallel()
 	// echo makes a failure whose every text has all the secrets in it.
 	for name, echo := range map[string]func(r *http.Request, secrets string) (*http.Response, error){
 		"no connection": func(_ *http.Request, s string) (*http.Response, error) { return nil, fmt.Errorf("proxy: %s", s) },
@@ -226,6 +227,7 @@ type failingReader string
 func (f failingReader) Read([]byte) (int, error) { return 0, errors.New(string(f)) }
 
 func TestPanicTextOfTheSourceIsMaskedToo(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		out := new(page)
 		s := sourceOf(t, inMemory(t), WithLogger(slog.New(slog.NewTextHandler(out, nil))), WithHTTPClient(&http.Client{
@@ -239,6 +241,7 @@ func TestPanicTextOfTheSourceIsMaskedToo(t *testing.T) {
 }
 
 func TestSecretsInOddPlacesOfAReply(t *testing.T) {
+	t.Parallel()
 	const fresh = "a-fresh-token"
 	long := strings.Repeat("x", 190)
 	for name, answer := range map[string]func(secret string) moovtest.Answer{
@@ -269,7 +272,7 @@ func TestSecretsInOddPlacesOfAReply(t *testing.T) {
 			a := answer(server.ClientSecret)
 			server.Enqueue(a, a, a)
 			seen := new(page)
-			s := sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(seen, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+			s := hurried(sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(seen, &slog.HandlerOptions{Level: slog.LevelDebug})))))
 			_, err := s.Token()
 			seen.print(err)
 			var refused *oauth2.RetrieveError
@@ -284,8 +287,9 @@ func TestSecretsInOddPlacesOfAReply(t *testing.T) {
 }
 
 func TestUsedUpTokenIsMaskedAfterRevoke(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
-	s := sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown-refresh"}))
+	s := hurried(sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown-refresh"})))
 	token(t, s)
 	require.NoError(t, s.Revoke(t.Context()))
 	a := moovtest.Answer{Status: 500, Body: `{"error":"unknown-refresh"}`}

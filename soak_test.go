@@ -190,6 +190,7 @@ func (w *wire) revoke() {
 // A month of calls, with 15-minute tokens and all that can go wrong.
 // SOAK_SEED=n go test -run TestSoak repeats one.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	seed := uint64(20261123)
 	if text := os.Getenv("SOAK_SEED"); text != "" {
 		var err error

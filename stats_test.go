@@ -16,6 +16,7 @@ import (
 )
 
 func TestStatsThroughATokensLife(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -61,6 +62,7 @@ func TestStatsThroughATokensLife(t *testing.T) {
 }
 
 func TestStatsOfFailures(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
@@ -112,6 +114,7 @@ func TestStatsOfFailures(t *testing.T) {
 }
 
 func TestStatsCountAdoptedTokens(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
@@ -127,6 +130,7 @@ func TestStatsCountAdoptedTokens(t *testing.T) {
 }
 
 func TestStatsOfASavedToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		assert.Equal(t, Stats{Phase: PhaseNone, HasRefreshToken: true}, sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "saved"})).Stats())
@@ -136,6 +140,7 @@ func TestStatsOfASavedToken(t *testing.T) {
 }
 
 func TestStatsCountTheCallersThatWait(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(2*time.Second))
 		s := sourceOf(t, server)
@@ -158,6 +163,7 @@ func TestStatsCountTheCallersThatWait(t *testing.T) {
 }
 
 func TestStatsOfAZeroTokenSource(t *testing.T) {
+	t.Parallel()
 	assert.Equal(t, Stats{Phase: PhaseNone}, new(TokenSource).Stats())
 }
 
@@ -180,6 +186,7 @@ func TestStatsAllocateNothing(t *testing.T) {
 }
 
 func TestStatsTakeNoLock(t *testing.T) {
+	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	token(t, s)
 	s.memory.mu.Lock()
@@ -189,6 +196,7 @@ func TestStatsTakeNoLock(t *testing.T) {
 
 // Stats are read while everything else goes on. All counts only grow.
 func TestStatsMayBeReadAtAnyTime(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithLifetime(2*time.Second))
 	s := sourceOf(t, server, WithCache(new(memoryCache)))
 	end := time.Now().Add(200 * time.Millisecond)

@@ -57,6 +57,7 @@ func roundTrip(t testing.TB, tr *Transport, target string) (*http.Response, erro
 }
 
 func TestZeroTransportOnlyAddsTheVersion(t *testing.T) {
+	t.Parallel()
 	var got http.Header
 	server := answering(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header })
 	client := &http.Client{Transport: new(Transport)}
@@ -68,6 +69,7 @@ func TestZeroTransportOnlyAddsTheVersion(t *testing.T) {
 }
 
 func TestVersionOfARequest(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithVersion("v2026.07.00"), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
 	for _, c := range []struct {
@@ -95,6 +97,7 @@ func TestVersionOfARequest(t *testing.T) {
 }
 
 func TestTransportNamesTheFieldThatIsWrong(t *testing.T) {
+	t.Parallel()
 	var none *TokenSource
 	for want, tr := range map[string]*Transport{
 		"Transport.Version": {Version: "2024"},
@@ -119,6 +122,7 @@ func TestTransportNamesTheFieldThatIsWrong(t *testing.T) {
 }
 
 func TestRedirectElsewhereIsFollowedWithoutTheToken(t *testing.T) {
+	t.Parallel()
 	var got http.Header
 	elsewhere := answering(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header })
 	server := onLoopback(t)
@@ -143,6 +147,7 @@ func TestRedirectElsewhereIsFollowedWithoutTheToken(t *testing.T) {
 }
 
 func TestRedirectOnTheSameHostKeepsTheToken(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	api := answering(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/away" {
@@ -158,6 +163,7 @@ func TestRedirectOnTheSameHostKeepsTheToken(t *testing.T) {
 }
 
 func TestCallersRequestIsNotModified(t *testing.T) {
+	t.Parallel()
 	base := new(sink)
 	tr := &Transport{Base: base, Source: static}
 	req, err := http.NewRequest(http.MethodGet, DefaultBaseURL, nil)
@@ -191,6 +197,7 @@ func TestCallersRequestIsNotModified(t *testing.T) {
 }
 
 func TestEndpointsKeepTheirAuthorization(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	client := s.Client()
@@ -214,6 +221,7 @@ func TestEndpointsKeepTheirAuthorization(t *testing.T) {
 }
 
 func TestSourceMayUseItsOwnTransport(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	tr := new(Transport)
 	s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: tr}))
@@ -223,6 +231,7 @@ func TestSourceMayUseItsOwnTransport(t *testing.T) {
 }
 
 func TestRevokedTokenCosts100CallsOneTokenRequest(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	client := s.Client()
@@ -243,6 +252,7 @@ func TestRevokedTokenCosts100CallsOneTokenRequest(t *testing.T) {
 }
 
 func TestReplayAfter401(t *testing.T) {
+	t.Parallel()
 	const text = "what is sent"
 	for _, c := range []struct {
 		name     string
@@ -294,6 +304,7 @@ func TestReplayAfter401(t *testing.T) {
 }
 
 func TestReplayDrainsAndClosesTheFirst401(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	refused := &body{Reader: strings.NewReader("refused")}
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -313,6 +324,7 @@ func TestReplayDrainsAndClosesTheFirst401(t *testing.T) {
 }
 
 func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		base := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -333,6 +345,7 @@ func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
 }
 
 func Test401StaysIfThereIsNoNewToken(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	server.Revoke(token(t, s).AccessToken)
@@ -344,6 +357,7 @@ func Test401StaysIfThereIsNoNewToken(t *testing.T) {
 }
 
 func Test401WithABodyThatCannotBeHadAgain(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	server.Revoke(token(t, s).AccessToken)
@@ -377,6 +391,7 @@ func (s *otherSource) Invalidate(accessToken string) {
 }
 
 func TestOtherSourcesWithTheSameMethods(t *testing.T) {
+	t.Parallel()
 	source := &otherSource{tokens: []string{"one", "two", "three"}}
 	var sent []string
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -396,6 +411,7 @@ func TestOtherSourcesWithTheSameMethods(t *testing.T) {
 }
 
 func TestStaticSourceIsAskedOnce(t *testing.T) {
+	t.Parallel()
 	n := 0
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
 		n++
@@ -416,6 +432,7 @@ type failing struct {
 func (f failing) Token() (*oauth2.Token, error) { return f.token, f.err }
 
 func TestSourceThatHasNoToken(t *testing.T) {
+	t.Parallel()
 	why := errors.New("no token today")
 	for _, c := range []struct {
 		source failing
@@ -437,6 +454,7 @@ func TestSourceThatHasNoToken(t *testing.T) {
 }
 
 func TestRequestsContextEndsTheWaitForAToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(10*time.Second))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -452,6 +470,7 @@ func TestRequestsContextEndsTheWaitForAToken(t *testing.T) {
 }
 
 func TestBaseErrorsAreReturned(t *testing.T) {
+	t.Parallel()
 	why := errors.New("no route")
 	base := roundTripper(func(*http.Request) (*http.Response, error) { return nil, why })
 	_, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
@@ -466,6 +485,7 @@ type idler struct {
 func (i *idler) CloseIdleConnections() { i.closed = true }
 
 func TestCloseIdleConnectionsReachesBase(t *testing.T) {
+	t.Parallel()
 	base := new(idler)
 	client := &http.Client{Transport: &Transport{Base: base}}
 	client.CloseIdleConnections()
@@ -477,6 +497,7 @@ func TestCloseIdleConnectionsReachesBase(t *testing.T) {
 }
 
 func TestTransportUnderLoadAcrossRollovers(t *testing.T) {
+	t.Parallel()
 	server := onLoopback(t, moovtest.WithLifetime(2*time.Second))
 	s := sourceOf(t, server, WithEarlyRefresh(1500*time.Millisecond))
 	client := s.Client()
@@ -498,6 +519,7 @@ func TestTransportUnderLoadAcrossRollovers(t *testing.T) {
 // net/http keeps the caller's Authorization on the way to a subdomain, and from
 // https to http.
 func TestRedirectElsewhereIsFollowedWithoutTheCallersCredentials(t *testing.T) {
+	t.Parallel()
 	for _, elsewhere := range []string{"http://api.moov.io/x", "https://sub.api.moov.io/x"} {
 		var seen []*http.Request
 		base := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -522,6 +544,7 @@ func TestRedirectElsewhereIsFollowedWithoutTheCallersCredentials(t *testing.T) {
 
 // A mock may leave out the body of its answer.
 func Test401WithoutABody(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}),
 		WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"access_token":"y"}`)), Request: r}, nil
@@ -573,6 +596,7 @@ func (o *order) Invalidate(accessToken string) {
 }
 
 func Test401IsClosedBeforeATokenIsAskedFor(t *testing.T) {
+	t.Parallel()
 	o := &order{Reader: strings.NewReader("refused")}
 	source, base := refusedOnce(o)
 	o.otherSource = source
@@ -615,6 +639,7 @@ type readerFunc func([]byte) (int, error)
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func Test401ThatFallsSilentIsWaitedForAQuarterOfASecond(t *testing.T) {
+	t.Parallel()
 	// Not a bubble's goroutines, which would have to end: Read hangs for ever.
 	for _, c := range []struct {
 		name          string
@@ -641,6 +666,7 @@ func Test401ThatFallsSilentIsWaitedForAQuarterOfASecond(t *testing.T) {
 }
 
 func Test401ThatTricklesIsBoundByTheSameTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var n atomic.Int64
 		trickle := &body{Reader: readerFunc(func(p []byte) (int, error) {
@@ -678,6 +704,7 @@ func (p panickingBody) Close() error {
 }
 
 func Test401IsReturnedWithWhatWasReadOfIt(t *testing.T) {
+	t.Parallel()
 	why := errors.New("connection reset")
 	full := strings.Repeat("x", maxRefusal)
 	for _, c := range []struct {
@@ -722,6 +749,7 @@ func Test401IsReturnedWithWhatWasReadOfIt(t *testing.T) {
 }
 
 func TestTrailerOfA401IsKept(t *testing.T) {
+	t.Parallel()
 	api := answering(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Trailer", "X-Checksum")
 		w.WriteHeader(http.StatusUnauthorized)
@@ -735,6 +763,7 @@ func TestTrailerOfA401IsKept(t *testing.T) {
 }
 
 func Test401ToARequestThatCannotBeSentAgainIsNotRead(t *testing.T) {
+	t.Parallel()
 	refused := &body{Reader: strings.NewReader(strings.Repeat("x", 2*maxRefusal))}
 	source, base := refusedOnce(refused)
 	req, err := http.NewRequest(http.MethodPost, DefaultBaseURL, io.MultiReader(strings.NewReader("x")))
@@ -749,6 +778,7 @@ func Test401ToARequestThatCannotBeSentAgainIsNotRead(t *testing.T) {
 // The one connection of the client that makes both kinds of requests is free
 // when the token request needs it.
 func TestOneConnectionForBothKindsOfRequests(t *testing.T) {
+	t.Parallel()
 	for name, refuse := range map[string]http.HandlerFunc{
 		"a short body": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "refused", http.StatusUnauthorized) },
 		"a long one": func(w http.ResponseWriter, _ *http.Request) {
@@ -794,6 +824,7 @@ func TestOneConnectionForBothKindsOfRequests(t *testing.T) {
 
 // A body is closed once, whatever happens, and the replay's is another one.
 func TestRequestBodiesAreClosedOnce(t *testing.T) {
+	t.Parallel()
 	closing := func(resp *http.Response, err error) roundTripper {
 		return func(r *http.Request) (*http.Response, error) {
 			r.Body.Close()
@@ -837,6 +868,7 @@ type sourceFunc func() (*oauth2.Token, error)
 func (f sourceFunc) Token() (*oauth2.Token, error) { return f() }
 
 func TestReplayHasNoBodyIfTheRequestHadNone(t *testing.T) {
+	t.Parallel()
 	for _, none := range []io.ReadCloser{nil, http.NoBody} {
 		var bodies []io.ReadCloser
 		source, answer := refusedOnce(http.NoBody)
@@ -855,6 +887,7 @@ func TestReplayHasNoBodyIfTheRequestHadNone(t *testing.T) {
 }
 
 func TestHeaderNamesAreComparedWithoutCase(t *testing.T) {
+	t.Parallel()
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
 	for _, c := range []struct {
@@ -902,6 +935,7 @@ func TestHeaderNamesAreComparedWithoutCase(t *testing.T) {
 
 // A header that shares its length with one of ours is not one of ours.
 func TestOtherHeadersAreSentAsTheyAre(t *testing.T) {
+	t.Parallel()
 	base := new(sink)
 	req, err := http.NewRequest(http.MethodGet, DefaultBaseURL, nil)
 	require.NoError(t, err)
@@ -919,6 +953,7 @@ func TestOtherHeadersAreSentAsTheyAre(t *testing.T) {
 }
 
 func TestBaseThatReturnsNothing(t *testing.T) {
+	t.Parallel()
 	base := roundTripper(func(*http.Request) (*http.Response, error) { return nil, nil })
 	_, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
 	assert.EqualError(t, err, "moovauth: Transport.Base, a moovauth.roundTripper, returned neither a response nor an error")
@@ -936,6 +971,7 @@ func TestBaseThatReturnsNothing(t *testing.T) {
 }
 
 func TestRequestWithoutAURL(t *testing.T) {
+	t.Parallel()
 	sent := &body{Reader: strings.NewReader("x")}
 	for _, tr := range []*Transport{{Base: new(sink)}, {Base: new(sink), Source: static}} {
 		_, err := tr.RoundTrip(&http.Request{Body: sent})
@@ -1017,6 +1053,7 @@ func TestBaseThatLeadsBackToTheTransport(t *testing.T) {
 }
 
 func TestTransportsMayBeWithinEachOther(t *testing.T) {
+	t.Parallel()
 	base := new(sink)
 	inner := &Transport{Source: static, Base: base, Version: "v2025.01.00"}
 	outer := &Transport{Source: failing{&oauth2.Token{AccessToken: "outer"}, nil}, Base: &forwarding{to: inner}, Version: "v2026.01.00"}
@@ -1031,6 +1068,7 @@ func TestTransportsMayBeWithinEachOther(t *testing.T) {
 // A Base may fetch something first, with the request's context and by the same
 // client.
 func TestBaseMayMakeRequestsOfItsOwn(t *testing.T) {
+	t.Parallel()
 	last := new(sink)
 	tr := &Transport{Source: static}
 	tr.Base = roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -1051,6 +1089,7 @@ func TestBaseMayMakeRequestsOfItsOwn(t *testing.T) {
 }
 
 func TestContextOfASentRequestIsTheCallers(t *testing.T) {
+	t.Parallel()
 	type key struct{}
 	ctx, cancel := context.WithCancelCause(context.WithValue(t.Context(), key{}, "x"))
 	base := new(sink)
@@ -1070,6 +1109,7 @@ func TestContextOfASentRequestIsTheCallers(t *testing.T) {
 
 // url.Error's Timeout is how net/http tells a deadline from other failures.
 func TestTimeoutWhileATokenIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	slow := moovtest.WithLatency(10 * time.Second)
 	for _, c := range []struct {
 		name string
@@ -1159,6 +1199,7 @@ func (e timeouter) Timeout() bool   { return e.timeout }
 func (e timeouter) Temporary() bool { return e.temporary }
 
 func TestTimeoutAndTemporaryOfASourcesError(t *testing.T) {
+	t.Parallel()
 	plain := errors.New("none")
 	for _, c := range []struct {
 		name               string
@@ -1206,6 +1247,7 @@ func (*toldLimiter) Wait(context.Context) error { return nil }
 func (l *toldLimiter) Refused(retryAfter time.Duration) { l.told = append(l.told, retryAfter) }
 
 func TestLimiterIsToldOfEach429(t *testing.T) {
+	t.Parallel()
 	limiter := new(toldLimiter)
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithLimiter(limiter), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
