@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -913,11 +914,11 @@ func TestTokenThatExpiresWhileItIsPutIntoTheCacheIsNotHandedOut(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLifetime(time.Second))
-		puts := 0
+		var puts atomic.Int32
 		s := sourceOf(t, server, WithCache(fakeCache{
 			get: func(context.Context) ([]byte, error) { return nil, nil },
 			put: func(ctx context.Context, _ []byte) error {
-				if puts++; puts == 1 {
+				if puts.Add(1) == 1 {
 					<-ctx.Done()
 				}
 				return ctx.Err()
