@@ -17,7 +17,7 @@ import (
 // rotating is a token source whose API key can be replaced while it is used. A
 // Transport finds its TokenContext and its Invalidate.
 type rotating struct {
-	opts    []moovauth.Option // all but WithToken
+	opts    []moovauth.Option
 	current atomic.Pointer[moovauth.TokenSource]
 }
 
@@ -29,26 +29,28 @@ func (r *rotating) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 
 func (r *rotating) Invalidate(accessToken string) { r.current.Load().Invalidate(accessToken) }
 
-// rotate goes on with another API key, from the token in hand, so that no call
-// waits. It returns the source of the former key. Call its Revoke before that
-// key is deleted: the refresh token is the former key's.
-func (r *rotating) rotate(ctx context.Context, creds moovauth.Credentials) (*moovauth.TokenSource, error) {
-	former := r.current.Load()
-	t, err := former.TokenContext(ctx)
+// rotate goes on with another API key, once that has brought a token: so no call
+// waits, and a wrong key changes nothing. It returns the source of the former
+// key. Call its Revoke before that key is deleted.
+func (r *rotating) rotate(ctx context.Context, creds moovauth.Credentials) (former *moovauth.TokenSource, err error) {
+	next, err := moovauth.NewTokenSource(creds, r.opts...)
 	if err != nil {
 		return nil, err
 	}
-	t.RefreshToken = ""
-	next, err := moovauth.NewTokenSource(creds, append(r.opts[:len(r.opts):len(r.opts)], moovauth.WithToken(t))...)
-	if err != nil {
+	if _, err := next.TokenContext(ctx); err != nil {
 		return nil, err
 	}
-	r.current.Store(next)
-	return former, nil
+	return r.current.Swap(next), nil
+}
+
+// client is one for r. It needs the host of WithBaseURL and the version of
+// WithVersion, which its Transport would ask a TokenSource for.
+func (r *rotating) client(host, version string) *http.Client {
+	return &http.Client{Transport: &moovauth.Transport{Source: r, Hosts: []string{host}, Version: version}}
 }
 
 // Another API key without a restart.
-func ExampleWithToken_rotation() {
+func ExampleTransport_rotation() {
 	server := moovtest.NewServer() // for this example: yours is Moov
 	defer server.Close()
 	source := &rotating{opts: []moovauth.Option{moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(server.URL)}}
@@ -61,11 +63,7 @@ func ExampleWithToken_rotation() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	client := &http.Client{Transport: &moovauth.Transport{
-		Source:  source,
-		Hosts:   []string{base.Host}, // needed unless the base URL is DefaultBaseURL,
-		Version: "v2026.07.00",       // and WithVersion's value: Source is no *TokenSource, which would tell
-	}}
+	client := source.client(base.Host, moovauth.DefaultVersion)
 	call := func() {
 		resp, err := client.Get(server.URL + "/ping")
 		if err != nil {
@@ -73,7 +71,7 @@ func ExampleWithToken_rotation() {
 		}
 		resp.Body.Close()
 		requests := server.TokenRequests()
-		fmt.Println(resp.Status, len(requests), "token request by", requests[len(requests)-1].ClientID)
+		fmt.Printf("%s: token request %d, by %s\n", resp.Status, len(requests), requests[len(requests)-1].ClientID)
 	}
 	call()
 
@@ -82,14 +80,13 @@ func ExampleWithToken_rotation() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	call() // with the token in hand
-
+	call()
 	fmt.Println("revoked:", former.Revoke(context.Background()))
 	server.DropOldCredentials()
-	call() // refused with 401, and made once more with the new key's token
+	call()
 	// Output:
-	// 200 OK 1 token request by moovtest-public-key
-	// 200 OK 1 token request by moovtest-public-key
+	// 200 OK: token request 1, by moovtest-public-key
+	// 200 OK: token request 2, by new-public-key
 	// revoked: <nil>
-	// 200 OK 2 token request by new-public-key
+	// 200 OK: token request 2, by new-public-key
 }

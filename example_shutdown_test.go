@@ -23,6 +23,9 @@ func shutdown(service *http.Server, source *moovauth.TokenSource) error {
 	calls, stop := context.WithTimeout(ctx, 3*time.Second) // leaves two for Revoke
 	defer stop()
 	err := service.Shutdown(calls)
+	if err != nil { // a caller that goes on would obtain another token
+		err = errors.Join(err, service.Close())
+	}
 	return errors.Join(err, source.Revoke(ctx))
 }
 

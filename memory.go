@@ -248,6 +248,7 @@ func (m *memory) invalidate(access string, now instant) (dropped bool) {
 			} else {
 				s.waitUntil = old.since.add(interval(s.refusals))
 				s.refusals++
+				s.failure = &failed{errRefused, now.time()}
 			}
 		}
 		m.retire(access)

@@ -44,10 +44,10 @@ const (
 // masked stands where a secret was.
 const masked = redact.Mask
 
-// Credentials identify an API key. They print, format, log and marshal with
-// the secret masked, as long as they are not an unexported field of another
-// struct: package fmt cannot call their methods there. Text that was marshalled
-// can be read back, but not used: its secret is the mask.
+// Credentials identify an API key. They print, format, log and marshal with the
+// secret masked. An unexported field of a struct of yours is the exception:
+// package fmt cannot call its methods, so name that field Creds, not creds. Text
+// that was marshalled can be read back, but not used: its secret is the mask.
 type Credentials struct {
 	ClientID     string // Moov's dashboard: public key
 	ClientSecret string // Moov's dashboard: secret key
@@ -379,11 +379,12 @@ func WithToken(t *oauth2.Token) Option {
 	}
 }
 
-// WithEarlyRefresh sets how long before its expiry a token is refreshed, in
-// the background, less a random tenth so that a fleet does not refresh in
-// step. At most four fifths of a token's lifetime are taken; with 0 nothing
-// is refreshed early, and callers wait at each expiry. Default: a fifth of
-// the lifetime, 5 minutes at most.
+// WithEarlyRefresh sets how long before its expiry a token is refreshed, less a
+// random tenth so that a fleet does not refresh in step. The first call after
+// that moment starts the refresh, in the background, and gets the token in hand.
+// If no call comes before the expiry, the next one waits. At most four fifths of
+// a token's lifetime are taken; with 0 nothing is refreshed early, and callers
+// wait at each expiry. Default: a fifth of the lifetime, 5 minutes at most.
 func WithEarlyRefresh(d time.Duration) Option {
 	return option(d >= 0, func(c *setup) { c.early = d }, "WithEarlyRefresh: want a duration of 0 or more, got %v", d)
 }

@@ -22,8 +22,8 @@ type Stats struct {
 	HasRefreshToken bool
 	CoolDownUntil   time.Time // no token request is made before; zero: one may be made now
 
-	LastError   error     // of the last flight that failed; nil: none has
-	LastErrorAt time.Time // when it failed
+	LastError   error     // why there was no new token the last time; nil: there always was
+	LastErrorAt time.Time // when that was
 
 	ClientCredentials       uint64 // grants of that type that brought a token, retries included
 	ClientCredentialsFailed uint64 // … that did not
@@ -73,8 +73,15 @@ func (s *TokenSource) Stats() Stats {
 	if v.held != nil {
 		st.Expiry, st.HasRefreshToken = v.held.token.Expiry, v.held.token.RefreshToken != ""
 	}
-	if c := v.cooling; c != nil && !now.reached(c.until) {
-		st.CoolDownUntil = c.until.time()
+	until := instant{}
+	if c := v.cooling; c != nil {
+		until = c.until
+	}
+	if v.good(now) == 0 && until.wall < v.waitUntil.wall { // the API refuses one token after the other
+		until = v.waitUntil
+	}
+	if !now.reached(until) {
+		st.CoolDownUntil = until.time()
 	}
 	if f := v.failure; f != nil {
 		st.LastError, st.LastErrorAt = f.err, f.at

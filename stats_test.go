@@ -113,6 +113,30 @@ func TestStatsOfFailures(t *testing.T) {
 	})
 }
 
+func TestStatsWhileTheAPIRefusesOneTokenAfterTheOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := sourceOf(t, inMemory(t))
+		s.Invalidate(token(t, s).AccessToken)
+		assert.Zero(t, s.Stats().CoolDownUntil, "the first time, the next request is due at once")
+		assert.NoError(t, s.Stats().LastError)
+		s.Invalidate(token(t, s).AccessToken)
+		st := s.Stats()
+		assert.Equal(t, PhaseNone, st.Phase)
+		assert.Equal(t, time.Second, time.Until(st.CoolDownUntil))
+		assert.ErrorContains(t, st.LastError, "refuses one token after the other")
+		assert.Zero(t, time.Since(st.LastErrorAt))
+
+		_, err := s.Token()
+		var cooling *CoolDownError
+		require.ErrorAs(t, err, &cooling)
+		assert.Equal(t, cooling.Until, st.CoolDownUntil, "which is what a caller is told")
+		time.Sleep(time.Second)
+		assert.Zero(t, s.Stats().CoolDownUntil)
+		token(t, s)
+	})
+}
+
 func TestStatsCountAdoptedTokens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -38,6 +38,10 @@ import (
 //
 // A 429 is returned as it is. The [Limiter] of a *TokenSource is told of it.
 //
+// A Source of a type of yours that wraps a *TokenSource needs Hosts and Version:
+// a host that is missing is an error, but a version that is missing is the
+// default one, and no error.
+//
 // If Source has a TokenContext method, it is called with the request's context
 // instead of Token. A request whose deadline passes meanwhile ends in an error
 // whose Timeout method reports true.
