@@ -142,6 +142,7 @@ type CoolDownError struct {
 	Err   error     // the failure
 }
 
+// Error is the failure, and when the next attempt is due.
 func (e *CoolDownError) Error() string {
 	text := "moovauth: the last attempt failed"
 	if e.Err != nil {

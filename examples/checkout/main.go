@@ -137,7 +137,7 @@ func serve(ctx context.Context, out io.Writer, listener net.Listener, app *check
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
-	hurry() // whoever waits in line for a token
+	hurry() // those who wait in line for a token
 	stopping, cancelStopping := context.WithTimeout(ctx, closing/5)
 	defer cancelStopping()
 	if server.Shutdown(stopping) != nil {
