@@ -88,6 +88,49 @@ func ExampleServer_Enqueue() {
 	// 200 OK <nil>
 }
 
+// In an outage of the token endpoint, callers keep the token in hand as long as it
+// lives; what they get after that, and when the outage is over, a test can see too.
+func ExampleServer_SetAnswer() {
+	test := func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		source, err := moovauth.NewTokenSource(
+			moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+			moovauth.WithBaseURL(server.URL),
+			moovauth.WithHTTPClient(server.Client()),
+			moovauth.WithScopes("/ping.read"),
+		)
+		if err != nil {
+			log.Fatal(err)
+		}
+		ping := func(when string) {
+			resp, err := source.Client().Get(server.URL + "/ping")
+			if err != nil {
+				fmt.Println(when, "no token")
+				return
+			}
+			resp.Body.Close()
+			fmt.Println(when, resp.Status)
+		}
+
+		ping("before:")
+		server.SetAnswer(&moovtest.Answer{Status: http.StatusServiceUnavailable})
+		time.Sleep(14 * time.Minute) // in the bubble's time: the token is due for its refresh
+		ping("outage, token in hand:")
+		time.Sleep(2 * time.Minute) // now it has expired
+		ping("outage, token expired:")
+		server.SetAnswer(nil)
+		time.Sleep(time.Minute) // longer than the source's cool-down
+		ping("after:")
+	}
+	synctest.Test(&testing.T{}, test) // in your test function, pass its own t
+	// Output:
+	// before: 200 OK
+	// outage, token in hand: 200 OK
+	// outage, token expired: no token
+	// after: 200 OK
+}
+
 // An endpoint of the test's own stands behind a token with the account's scope.
 func ExampleServer_Handle() {
 	server := moovtest.NewInMemory()

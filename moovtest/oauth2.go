@@ -173,8 +173,11 @@ func (s *Server) arrive(r *http.Request) *arrival {
 		}
 	case tokenEndpoint(r):
 		in.latency = s.latency
+		in.answer = s.standing
 		if len(s.answers) > 0 {
 			in.answer, s.answers = &s.answers[0], s.answers[1:]
+		}
+		if in.answer != nil {
 			in.latency += in.answer.Latency
 			if _, ok := in.answer.Header["X-Request-Id"]; ok && !in.answer.Lost {
 				seen.RequestID = in.answer.Header.Get("X-Request-Id")
@@ -487,7 +490,7 @@ func (a *Answer) write(w http.ResponseWriter, r *http.Request) {
 	if a.Body != "" {
 		w.Header().Set("Content-Type", "application/json")
 	}
-	maps.Copy(w.Header(), a.Header)
+	maps.Copy(w.Header(), a.Header.Clone()) // a may answer other requests at this moment
 	w.WriteHeader(cmp.Or(a.Status, http.StatusOK))
 	io.WriteString(w, a.Body)
 }

@@ -13,9 +13,14 @@
 //	// server.ClientSecret, then look at what it did:
 //	requests := server.TokenRequests()
 //
+// [Server.SetAnswer] begins and ends an outage of the token endpoint.
+//
 // [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so
 // that it also works inside a [testing/synctest] bubble, where a token's life
-// passes in no time; [Server.Close] says how such a test ends.
+// passes in no time; [Server.Close] says how such a test ends. The code under test
+// must then use the server's client, which a token source of package moovauth takes
+// as moovauth.WithHTTPClient(server.Client()). With any other client, requests fail
+// with "lookup moov.test on 127.0.0.53:53: no such host" or the like.
 package moovtest
 
 // This file is the Server as a test sees it: how it is made, what can be
@@ -23,6 +28,7 @@ package moovtest
 
 import (
 	"cmp"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -72,7 +78,8 @@ type Server struct {
 	creds    []credentials // those that are good; SetCredentials puts its own last
 	lifetime time.Duration
 	latency  time.Duration
-	answers  []Answer
+	answers  []Answer // the queue of Enqueue
+	standing *Answer  // what SetAnswer set; nil: none
 	requests []Request
 	tokens   map[string]token     // those neither used nor revoked, by value
 	used     map[string]token     // with reuse detection: the refresh tokens that were used, by value
@@ -83,9 +90,18 @@ type Server struct {
 }
 
 // NewServer starts a server of real HTTP on a loopback port. Close it when done.
+//
+// Inside a [testing/synctest] bubble, time stands still and [synctest.Wait] does not
+// return as long as the server is open, since it waits for the network: use
+// [NewInMemory] there if a sleep, a retry, a latency or a timeout has to pass. Such
+// a test hangs; after 5 seconds without a connection a line on standard error says why.
 func NewServer(opts ...Option) *Server {
 	s := newServer(opts)
-	s.loopback = httptest.NewServer(s)
+	s.loopback = httptest.NewUnstartedServer(s)
+	if l, ok := s.loopback.Listener.(*net.TCPListener); ok && inBubble() {
+		s.loopback.Listener = &bubbleListener{TCPListener: l}
+	}
+	s.loopback.Start()
 	s.URL = s.loopback.URL
 	s.client = s.loopback.Client()
 	return s
@@ -94,6 +110,11 @@ func NewServer(opts ...Option) *Server {
 // NewInMemory returns a server without sockets, which is reached through
 // [Server.Client] or [Server.Transport] alone. Inside a [testing/synctest]
 // bubble its tokens expire, and its latency passes, in the bubble's time.
+//
+// With any other client, a request goes to the network and fails with "lookup
+// moov.test on 127.0.0.53:53: no such host" or the like. So give the code under test
+// the server's client: a token source of package moovauth takes it as
+// moovauth.WithHTTPClient(server.Client()).
 func NewInMemory(opts ...Option) *Server {
 	s := newServer(opts)
 	s.URL = "https://moov.test"
@@ -308,8 +329,9 @@ func (s *Server) DropOldCredentials() {
 	s.creds = s.creds[len(s.creds)-1:]
 }
 
-// Answer is a reply to one token or revoke request in place of the server's
-// own. Its zero value is an empty 200.
+// Answer is a reply to a token or revoke request in place of the server's own: to
+// one request with [Server.Enqueue], to all with [Server.SetAnswer]. Its zero value
+// is an empty 200.
 type Answer struct {
 	// Status is the status code. 0 means 200.
 	Status int
@@ -332,7 +354,7 @@ type Answer struct {
 	// Handler, if set, answers in place of Status, Header and Body. It finds
 	// x-request-id and Date set, and may hijack, trickle or panic with
 	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory. It
-	// must return when the request's context ends.
+	// must return when the request's context ends, and be safe for concurrent use.
 	Handler http.HandlerFunc
 }
 
@@ -345,13 +367,37 @@ func (s *Server) Enqueue(answers ...Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range answers {
-		header := make(http.Header)
-		for name, values := range a.Header {
-			header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
-		}
-		a.Header = header
-		s.answers = append(s.answers, a)
+		s.answers = append(s.answers, a.copy())
 	}
+}
+
+// SetAnswer makes answer the reply to every token and revoke request that arrives
+// from now on, until it is set to another or, with nil, to none. For an outage, give
+// it a Status of 503, a Handler that hangs up by panicking with [http.ErrAbortHandler],
+// or a Handler that is silent until the request's context ends.
+//
+// GET /ping and what [Server.Handle] added go on working, so that a token in hand is
+// still good. The queue of [Server.Enqueue] goes first. As there, a request beyond the
+// rate limit does not get the answer, and one that does is recorded and does nothing
+// else. A request that has arrived already keeps the answer that it got then.
+func (s *Server) SetAnswer(answer *Answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.standing = nil
+	if answer != nil {
+		a := answer.copy()
+		s.standing = &a
+	}
+}
+
+// copy returns an Answer that shares no header with a, its names spelled canonically.
+func (a Answer) copy() Answer {
+	header := make(http.Header)
+	for name, values := range a.Header {
+		header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
+	}
+	a.Header = header
+	return a
 }
 
 // Revoke kills an access token or a refresh token at the server, as Moov's
