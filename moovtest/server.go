@@ -28,7 +28,6 @@ package moovtest
 
 import (
 	"cmp"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -93,15 +92,10 @@ type Server struct {
 //
 // Inside a [testing/synctest] bubble, time stands still and [synctest.Wait] does not
 // return as long as the server is open, since it waits for the network: use
-// [NewInMemory] there if a sleep, a retry, a latency or a timeout has to pass. Such
-// a test hangs; after 5 seconds without a connection a line on standard error says why.
+// [NewInMemory] there. A test that sleeps, or a source that tries again, would hang.
 func NewServer(opts ...Option) *Server {
 	s := newServer(opts)
-	s.loopback = httptest.NewUnstartedServer(s)
-	if l, ok := s.loopback.Listener.(*net.TCPListener); ok && inBubble() {
-		s.loopback.Listener = &bubbleListener{TCPListener: l}
-	}
-	s.loopback.Start()
+	s.loopback = httptest.NewServer(s)
 	s.URL = s.loopback.URL
 	s.client = s.loopback.Client()
 	return s
