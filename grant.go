@@ -61,7 +61,7 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 		g.budget = newBudget(g.within)
 		h, err := g.once(ctx)
 		delay := max(backOff(1, 0, g.random()), spread(asked(err), g.random()))
-		if err == nil || g.limiter == nil || !throttled(err) || g.waiting.Load() == 0 || time.Until(g.end) < delay {
+		if g.limiter == nil || !throttled(err) || g.waiting.Load() == 0 || time.Until(g.end) < delay {
 			return h, err
 		}
 		g.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)

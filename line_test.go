@@ -136,6 +136,39 @@ func Test429GetsInLineAgain(t *testing.T) {
 	})
 }
 
+func TestOnlyA429GetsInLineAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t, WithLimiter(new(queue)))
+		p.on(cc, replies(401, ""))
+		_, err := s.Token()
+		require.Error(t, err)
+		assert.Len(t, p.grants(), 1)
+
+		time.Sleep(time.Minute)
+		p.on(cc, nil)
+		tok := token(t, s)
+		p.on(refresh, replies(404, ""))
+		time.Sleep(time.Until(tok.Expiry))
+		token(t, s)
+		assert.Equal(t, []string{cc, cc, refresh, cc}, p.grants(), "a refresh that is refused for good is followed at once, in line or not")
+	})
+}
+
+func TestA429WithoutRetryAfterWaitsForTheFirstBackOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server, WithLimiter(new(queue)))
+		s.endpoint.random = func() float64 { return .5 }
+		server.Enqueue(moovtest.Answer{Status: 429})
+		began := time.Now()
+		token(t, s)
+		assert.Equal(t, firstBackOff/2, time.Since(began))
+	})
+}
+
 func TestNoGrantGoesOnForNobody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

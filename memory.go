@@ -233,7 +233,7 @@ func (m *memory) fail(err error, background bool, now instant, wait func(failure
 // refresh token, and ends the cool-down. If tokens are refused one after the
 // other, the next request has to wait.
 func (m *memory) invalidate(access string, now instant) (dropped bool) {
-	if h := m.load().held; access == "" || h == nil || h.token.AccessToken != access {
+	if h := m.load().held; h == nil || h.token.AccessToken != access {
 		return false
 	}
 	m.change(func(s *snapshot) {

@@ -520,6 +520,23 @@ func TestServerThatWantsToBeLeftAloneAfterARefreshGetsNoClientCredentials(t *tes
 }
 
 // Without scopes there is no other way to a token.
+// The same code would make the next request.
+func TestCodeThatPanicsInARefreshFailsItsGrantAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t)
+		tok := token(t, s)
+		p.on(refresh, func(*http.Request, func() (*http.Response, error)) (*http.Response, error) { panic("out of order") })
+		time.Sleep(time.Until(tok.Expiry))
+		_, err := s.Token()
+		assert.ErrorContains(t, err, "out of order")
+		assert.Equal(t, []string{cc, refresh}, p.grants())
+		token(t, s)
+		assert.Equal(t, []string{cc, refresh, cc}, p.grants())
+	})
+}
+
 func TestRefreshTokenAloneIsSentAgainAfterAnyTemporaryFailure(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]reaction{
