@@ -40,7 +40,7 @@ func TestCodeInTheDocumentsIsThatOfTheExamples(t *testing.T) {
 	require.NoError(t, err)
 	found := 0
 	for _, b := range blocks {
-		if example, ok := strings.CutPrefix(b.Above, "<!-- in "); ok {
+		if example, ok := strings.CutPrefix(b.Above, "<!-- in "); ok && !strings.HasPrefix(example, "platform/") { // checked there
 			found++
 			assert.Contains(t, document(t, strings.TrimSuffix(example, " -->")), b.Text, "%s:%d", b.File, b.Line)
 		}

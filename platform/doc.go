@@ -1,12 +1,12 @@
 // Package platform is for platforms with connected accounts: many access tokens
-// from one API key of Moov's, under one rate limit.
+// from one API key of Moov's, within its rate limit.
 //
 // A server that calls Moov for its accounts, with a token that is good for one
 // account and purpose alone:
 //
 //	tokens, err := platform.New(
 //		moovauth.Credentials{ClientID: publicKey, ClientSecret: secretKey},
-//		platform.WithRate(40), // a second: what Moov allows the API key
+//		platform.WithRate(20), // of the 40 requests a second that Moov takes: API calls need the rest
 //		platform.WithSource(moovauth.WithOrigin("https://example.com")),
 //	)
 //	if err != nil {
@@ -40,6 +40,7 @@
 // token.
 //
 // A cache given with [moovauth.WithCache] in [WithSource] has an entry for each
-// set of scopes. Processes that share an API key share its rate limit, and know of
-// each other only by Moov's 429s: give each its part of the rate.
+// set of scopes. Moov counts the requests of an account and IP address: processes
+// that share both know of each other only by its 429s. Give each its part of the
+// rate.
 package platform

@@ -27,7 +27,7 @@ func ExampleTokens_Client() {
 
 	tokens, err := platform.New(
 		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
-		platform.WithRate(40),
+		platform.WithRate(20),
 		platform.WithSource(moovauth.WithBaseURL(server.URL)))
 	if err != nil {
 		log.Fatal(err)
@@ -143,12 +143,12 @@ func ExampleTokens_RevokeAll() {
 
 // What a dashboard shows.
 func ExampleTokens_Stats() {
-	tokens, err := platform.New(moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"}, platform.WithRate(40))
+	tokens, err := platform.New(moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"}, platform.WithRate(20))
 	if err != nil {
 		log.Fatal(err)
 	}
 	s := tokens.Stats()
 	fmt.Printf("%d in line, the first for %v; %.1f requests a second, %d refused so far\n", s.InLine, s.LongestWait, s.Rate, s.Refused)
 	// Output:
-	// 0 in line, the first for 0s; 38.8 requests a second, 0 refused so far
+	// 0 in line, the first for 0s; 19.4 requests a second, 0 refused so far
 }

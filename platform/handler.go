@@ -49,6 +49,10 @@ const lineMost = 10 * time.Second
 // What a 500, 502 or 504 was about goes to the ErrorLog of the [http.Server].
 // It has Moov's request ID, and nothing secret. A panic of scopes is net/http's.
 // If the page goes away, its place in line is free at once.
+//
+// Nothing that was minted is kept here: to know a user's tokens, and to revoke
+// them with [Tokens.Revoke] at sign-out, note them from the reply, as the example
+// SignOut does.
 func (t *Tokens) Handler(scopes func(*http.Request) ([]string, error)) http.Handler {
 	if scopes == nil {
 		panic("moovauth: platform: Handler: scopes is nil")

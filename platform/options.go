@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	defaultRate     = 10 // requests per second: what Moov allows a test account
+	defaultRate     = 10 // requests per second: all that Moov takes from a test account
 	defaultCapacity = 10_000
 )
 
@@ -43,10 +43,11 @@ func newConfig(opts []Option) (*config, error) {
 	return c, nil
 }
 
-// WithRate sets how many requests a second the API key is allowed, token
-// requests and API calls together: 40 for a production account of Moov's, 10 for
-// a test account. If the server takes fewer, or other processes use the same
-// key, its 429s slow the line down. Default: 10.
+// WithRate sets how many token and revoke requests a second the line may let go.
+// Moov takes 40 requests a second from one account and IP address, 10 if it is a
+// test account, and API calls count, too. They do not stand in line, so leave
+// room for them, and for other processes. If the server takes fewer than this,
+// its 429s slow the line down. Default: 10.
 func WithRate(perSecond float64) Option {
 	return func(c *config) error {
 		if !(perSecond > 0) || math.IsInf(perSecond, 0) {

@@ -106,11 +106,11 @@ var standIns = map[string]string{
 	"creds":        "moovauth.Credentials",
 	"ctx":          "context.Context",
 	"mux":          "*http.ServeMux",
+	"opts":         "[]moovauth.Option",
 	"platformID":   "string",
 	"saved":        "*oauth2.Token",
 	"server":       "*moovtest.Server",
 	"source":       "*moovauth.TokenSource",
-	"source...":    "[]moovauth.Option", // if several are passed on
 	"token":        "string",
 	"tokens":       "*platform.Tokens",
 
@@ -120,8 +120,7 @@ var standIns = map[string]string{
 		sessions interface{ of(*http.Request) *struct{ user string } }
 		scopes   func(user string) []string
 	}`,
-	"credentials":  "moovauth.Credentials",
-	"errSignedOut": "error",
+	"status": "func(int) error",
 
 	// Moov's own SDK is not on the module proxy.
 	"moov": `struct {
@@ -155,14 +154,21 @@ func newFile(b Block) (*file, error) {
 	}
 	f := &file{Block: b, imports: make(map[string]bool)}
 	head := new(strings.Builder)
+	own := make(map[string]bool) // what b declares itself
+	for _, decl := range syntax.Decls {
+		if d, ok := decl.(*ast.GenDecl); ok {
+			for _, spec := range d.Specs {
+				if t, ok := spec.(*ast.TypeSpec); ok {
+					own[t.Name.Name] = true
+				}
+			}
+		}
+	}
 	var used []string
 	names(syntax, func(name string) { used = append(used, name) })
 	for i := 0; i < len(used); i++ {
 		declared, ok := standIns[used[i]]
-		if several, found := standIns[used[i]+"..."]; found && strings.Contains(b.Text, used[i]+"...") {
-			declared = several
-		}
-		if ok && !slices.Contains(used[:i], used[i]) {
+		if ok && !own[used[i]] && !slices.Contains(used[:i], used[i]) {
 			line := "var " + used[i] + " " + declared + "\n"
 			fmt.Fprint(head, line)
 			of, err := parse(b, "package p\n"+line)

@@ -29,6 +29,7 @@ func TestBlocksThatCompile(t *testing.T) {
 	for name, block := range map[string]string{
 		"statements":   "req, err := http.NewRequestWithContext(ctx, \"GET\", \"/\", nil)\nif err != nil {\n\treturn err\n}\n",
 		"an option":    "fmt.Sprint(time.Second)\n",
+		"its own type": "type status int\n\nfunc (s status) Error() string { return fmt.Sprint(int(s)) }\n",
 		"declarations": "type t struct{ n int }\n\nfunc (t) String() string { return fmt.Sprint(1) }\n",
 	} {
 		n, err := checkText(t, block)

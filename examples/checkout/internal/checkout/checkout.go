@@ -62,19 +62,19 @@ func New(config Config) (*App, error) {
 		}
 		a.hosts = append(a.hosts, u.Host)
 	}
-	source := append([]moovauth.Option{moovauth.WithBaseURL(config.API)}, config.Source...)
-	credentials := config.Credentials
+	opts := append([]moovauth.Option{moovauth.WithBaseURL(config.API)}, config.Source...)
+	creds := config.Credentials
 
 	mux := http.NewServeMux()
 	// README, server: from here
-	tokens, err := platform.New(credentials, platform.WithSource(source...)) // WithBaseURL, WithOrigin
+	tokens, err := platform.New(creds, platform.WithSource(opts...)) // WithBaseURL, WithOrigin
 	if err != nil {
 		return nil, err
 	}
 	mux.Handle("/moov-token", a.remember(tokens.Handler(func(r *http.Request) ([]string, error) {
 		session := a.sessions.of(r)
 		if session == nil {
-			return nil, errSignedOut // its StatusCode is 401
+			return nil, status(http.StatusUnauthorized)
 		}
 		return a.scopes(session.user), nil // of this user's account alone
 	})))
@@ -114,6 +114,16 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Cache-Control", "no-cache")
 	a.handler.ServeHTTP(w, r)
 }
+
+// status is an error, and the status of the reply that the page gets.
+//
+// README, status: from here
+type status int
+
+func (s status) Error() string   { return http.StatusText(int(s)) }
+func (s status) StatusCode() int { return int(s) }
+
+// README, status: to here
 
 // scopes are what the page of a user may do.
 func (a *App) scopes(u user) []string {

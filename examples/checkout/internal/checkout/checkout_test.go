@@ -341,6 +341,7 @@ func TestREADMEQuotesThisCode(t *testing.T) {
 	spaces := regexp.MustCompile(`(?m)^\s+|\s+$`)
 	for _, quoted := range []struct{ path, from, to string }{
 		{"checkout.go", "// README, server: from here\n", "// README, server: to here"},
+		{"checkout.go", "// README, status: from here\n", "// README, status: to here"},
 		{"page/app.js", "// README, page: from here\n", "// README, page: to here"},
 	} {
 		source, err := os.ReadFile(quoted.path)

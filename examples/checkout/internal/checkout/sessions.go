@@ -28,14 +28,6 @@ var users = []user{
 	{ID: "grace", Name: "Grace", Account: "grace-8e07"},
 }
 
-// errSignedOut is why there is no token. The page gets its status code.
-var errSignedOut error = signedOut{}
-
-type signedOut struct{}
-
-func (signedOut) Error() string   { return "nobody is signed in" }
-func (signedOut) StatusCode() int { return http.StatusUnauthorized }
-
 // sessions are those who are signed in, by the value of their cookie.
 type sessions struct {
 	revoke func(ctx context.Context, token string) error
