@@ -311,6 +311,28 @@ func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
 	})
 }
 
+// A server may hand out a token that was invalidated once more, and a refresh
+// token that is new.
+func TestRefreshTokenOfAReplyThatIsUselessIsRevoked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		tok := token(t, s)
+		s.Invalidate(tok.AccessToken)
+		again := moovtest.Answer{Body: `{"access_token":"` + tok.AccessToken + `","refresh_token":"useless-but-alive","expires_in":900}`}
+		server.Enqueue(again, again, again)
+		_, err := s.Token()
+		require.ErrorContains(t, err, "invalidated or revoked")
+		require.NoError(t, s.Revoke(t.Context()))
+		var revoked []string
+		for _, r := range server.RevokeRequests() {
+			revoked = append(revoked, r.Form.Get("token"))
+		}
+		assert.Contains(t, revoked, "useless-but-alive")
+	})
+}
+
 func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

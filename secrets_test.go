@@ -286,6 +286,29 @@ func TestSecretsInOddPlacesOfAReply(t *testing.T) {
 	}
 }
 
+func TestFormerTokenThatMayBeAliveIsMasked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := hurried(sourceOf(t, server))
+		var former []string
+		for range 10 {
+			tok := token(t, s).AccessToken
+			former = append(former, tok)
+			s.Invalidate(tok)
+			time.Sleep(maxInterval)
+		}
+		for i, tok := range former {
+			a := moovtest.Answer{Status: 400, Body: `{"error":"` + tok + `"}`}
+			server.Enqueue(a, a)
+			_, err := s.Token()
+			require.Error(t, err)
+			assert.NotContains(t, err.Error(), tok[len(tok)-20:], i)
+			time.Sleep(maxInterval)
+		}
+	})
+}
+
 func TestUsedUpTokenIsMaskedAfterRevoke(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
