@@ -65,7 +65,7 @@ func (g *grant) run(ctx context.Context) (*held, error) {
 			return h, err
 		}
 		g.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
-		if late := g.inLine(ctx, func(ctx context.Context) error { return sleep(ctx, delay) }); late != nil {
+		if late := g.inLine(ctx, time.Until(g.end), func(ctx context.Context) error { return sleep(ctx, delay) }); late != nil {
 			return nil, late
 		}
 	}

@@ -13,15 +13,9 @@ import (
 
 var errLine = fmt.Errorf("no place came up in time: %w", context.DeadlineExceeded)
 
-// wait waits in line until the limiter lets a request go, for at most as long
-// as most says.
-func (e *endpoint) wait(ctx context.Context, most time.Duration) error {
-	if e.limiter == nil {
-		return nil
-	}
-	ctx, cancel := context.WithCancelCause(undated{ctx})
-	defer cancel(nil)
-	defer time.AfterFunc(most, func() { cancel(errLine) }).Stop()
+// wait waits in line until the limiter lets a request go. ctx does not say when
+// it ends.
+func (e *endpoint) wait(ctx context.Context) error {
 	_, err := guard.Call(ctx, guard.Code{Name: "Limiter", Heed: heed, Redact: &e.redact},
 		func() (struct{}, error) { return struct{}{}, e.limiter.Wait(ctx) }, nil)
 	if err == nil {
@@ -30,8 +24,15 @@ func (e *endpoint) wait(ctx context.Context, most time.Duration) error {
 	return failure("", e.redact.Error("moovauth: waiting for the Limiter", ended(ctx, err)))
 }
 
-// undated is a context that does not say when it ends: a rate.Limiter refuses at
-// once if it sees that its turn comes later.
+// inTime is a context for most at most that does not say when it ends: a
+// rate.Limiter refuses at once if it sees that its turn comes later.
+func inTime(ctx context.Context, most time.Duration) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(undated{ctx})
+	timer := time.AfterFunc(most, func() { cancel(errLine) })
+	return ctx, func(cause error) { timer.Stop(); cancel(cause) }
+}
+
+// undated is a context without its deadline.
 type undated struct{ context.Context }
 
 func (undated) Deadline() (deadline time.Time, ok bool) { return deadline, false }
@@ -60,13 +61,13 @@ func (g *grant) line(ctx context.Context) error {
 		most = min(most, good)
 	}
 	return g.budget.stop(func() error {
-		return g.inLine(ctx, func(ctx context.Context) error { return g.wait(ctx, most) })
+		return g.inLine(ctx, most, g.wait)
 	})
 }
 
-// inLine calls wait with a context that ends if a Revoke comes.
-func (g *grant) inLine(ctx context.Context, wait func(context.Context) error) error {
-	ctx, leave := context.WithCancelCause(ctx)
+// inLine calls wait with a context that ends if a Revoke comes, or after most.
+func (g *grant) inLine(ctx context.Context, most time.Duration, wait func(context.Context) error) error {
+	ctx, leave := inTime(ctx, most)
 	defer leave(nil)
 	g.mu.Lock()
 	given := g.given

@@ -59,7 +59,14 @@ func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint,
 	}()
 	end := began.Add(maxLine)
 	line := func(ctx context.Context) error {
-		return b.stop(func() error { return e.wait(ctx, time.Until(end)) })
+		if e.limiter == nil {
+			return nil
+		}
+		return b.stop(func() error {
+			ctx, leave := inTime(ctx, time.Until(end))
+			defer leave(nil)
+			return e.wait(ctx)
+		})
 	}
 	for {
 		err := line(ctx)
