@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // HostError is what a request to a host outside Transport.Hosts, or over plain
@@ -100,7 +101,7 @@ func parseHost(host string) (*url.URL, error) {
 // notInName reports whether r cannot be in a host's name. An internationalized
 // name may be written in either of its forms, and is then only that one.
 func notInName(r rune) bool {
-	letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || r >= 0x80
+	letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || r >= 0x80 && r != utf8.RuneError
 	return !letter && !('0' <= r && r <= '9') && r != '-' && r != '.' && r != '_'
 }
 
@@ -143,7 +144,7 @@ func secure(u *url.URL) bool {
 	}
 	host := u.Hostname()
 	ip := net.ParseIP(host)
-	return strings.Map(lowerASCII, host) == "localhost" || ip != nil && ip.IsLoopback()
+	return lowerASCII(host) == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // address is where a request goes to.
@@ -154,7 +155,7 @@ type address struct {
 
 func addressOf(u *url.URL) address {
 	name, zone, zoned := strings.Cut(u.Hostname(), "%")
-	a := address{strings.Map(lowerASCII, name), u.Port()}
+	a := address{lowerASCII(name), u.Port()}
 	if zoned { // the name of an interface, whose case counts
 		a.host += "%" + zone
 	}
@@ -166,11 +167,14 @@ func addressOf(u *url.URL) address {
 	return a
 }
 
-// lowerASCII leaves other letters alone: İ would become an i, but names another
-// host.
-func lowerASCII(r rune) rune {
-	if 'A' <= r && r <= 'Z' {
-		r += 'a' - 'A'
+// lowerASCII leaves all other bytes alone: İ would become an i, and each byte
+// that is no UTF-8 the same character, but they name other hosts.
+func lowerASCII(name string) string {
+	lower := []byte(name)
+	for i, c := range lower {
+		if 'A' <= c && c <= 'Z' {
+			lower[i] += 'a' - 'A'
+		}
 	}
-	return r
+	return string(lower)
 }

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -99,6 +100,7 @@ func TestHostThatOnlyFoldsToAListedOne(t *testing.T) {
 		assert.Error(t, err)
 	}
 	assert.Nil(t, base.last)
+	assert.NotEqual(t, addressOf(&url.URL{Host: "\xe0"}), addressOf(&url.URL{Host: "\x84"}))
 }
 
 func TestEndpointsBelowAPathKeepTheirAuthorization(t *testing.T) {
@@ -160,7 +162,7 @@ func TestHostsThatAreNone(t *testing.T) {
 	for _, host := range []string{
 		"", " ", "https://api.moov.io", "api.moov.io/", "api.moov.io/x", "api.moov.io?", "api.moov.io#", "user@api.moov.io", "*.moov.io", "*",
 		".moov.io ", "api.moov.io:", ":443", "api.moov.io:https", "api.moov.io:0", "api.moov.io:65536", "api.moov.io:443:443",
-		"a.example,b.example", "::1", "[::1", "::1]", "[::1]x", "[localhost]", "[fe80::1%eth0]", "[fe80::1%25eth0]", "api.moov.io\n", "a%2eb",
+		"a.example,b.example", "::1", "[::1", "::1]", "[::1]x", "[localhost]", "[fe80::1%eth0]", "[fe80::1%25eth0]", "api.moov.io\n", "a%2eb", "\xe0", "\ufffd.example",
 	} {
 		base := new(sink)
 		_, err := roundTrip(t, &Transport{Source: static, Base: base, Hosts: []string{"api.moov.io", host}}, DefaultBaseURL)
