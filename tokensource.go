@@ -130,7 +130,7 @@ func (s *TokenSource) refresh(now instant) {
 	if !due {
 		return
 	}
-	over := s.fly(&grant{background: true, revokes: revokes, within: s.endpoint.timeout})
+	over := s.fly(true, revokes, s.endpoint.timeout)
 	go func() { <-over; s.memory.endRefresh() }() // not by the flight, which can still be joined while it ends
 }
 
@@ -169,7 +169,7 @@ func (s *TokenSource) wait(ctx context.Context) (*held, error) {
 			within = max(timeout-time.Since(began), timeout/10)
 		}
 		select {
-		case r := <-s.fly(&grant{within: within}):
+		case r := <-s.fly(false, 0, within):
 			landed := r.Val.(landing)
 			switch {
 			case landed.err == nil && (s.memory.gone(landed.held.token.AccessToken) || s.endpoint.clock().reached(landed.held.expireAt)):
@@ -206,8 +206,9 @@ type landing struct {
 	nobodys bool // err is no caller's: each starts a flight of its own
 }
 
-// fly starts the shared flight with g as its grant, or joins the one under way.
-func (s *TokenSource) fly(g *grant) <-chan singleflight.Result {
+// fly starts the shared flight, or joins the one under way. The grant that it
+// starts is a background one or not; revokes is how many Revokes there had been.
+func (s *TokenSource) fly(background bool, revokes int, within time.Duration) <-chan singleflight.Result {
 	flight := s.flights.Load()
 	if flight == nil {
 		s.flights.CompareAndSwap(nil, new(singleflight.Group))
@@ -216,11 +217,11 @@ func (s *TokenSource) fly(g *grant) <-chan singleflight.Result {
 		}
 	}
 	return flight.DoChan("", func() (any, error) {
-		h, err := s.obtain(g)
+		h, err := s.obtain(&grant{background: background, revokes: revokes, within: within})
 		// The group has a map, which an idle source need not hold. A caller that
 		// still joins finds no flight there and starts one: that has to wait its turn.
 		s.flights.CompareAndSwap(flight, nil)
-		return landing{h, err, err != nil && (g.background || errors.Is(err, errRevoked))}, nil
+		return landing{h, err, err != nil && (background || errors.Is(err, errRevoked))}, nil
 	})
 }
 

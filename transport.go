@@ -174,7 +174,7 @@ func (p *passage) Value(key any) any {
 func (t *Transport) prepare(req *http.Request, before *passage, keep bool, authorization string) *http.Request {
 	own := new(struct { // one allocation for both
 		passage
-		room [8]string // for the values of all headers
+		room [5]string // for the values of most requests' headers
 	})
 	own.Context, own.through, own.url, own.nth = req.Context(), t, req.URL, 1
 	if before != nil {
