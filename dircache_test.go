@@ -169,7 +169,7 @@ func TestDirCacheIsNeverHalfWritten(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	require.NoError(t, DirCache(dir).Put(t.Context(), "a", wholeEntry(0)))
-	kills, cut := 50, 0
+	kills, cut := 100, 0
 	if testing.Short() {
 		kills = 5
 	}
