@@ -75,8 +75,8 @@ type Locker interface {
 //
 // It needs [WithScopes]. Default: no cache.
 func WithCache(c Cache) Option {
-	return option(c != nil && c != DirCache(""), func(s *setup) { s.cache = c },
-		"WithCache: there is no cache, or DirCache names no directory: leave the option out to do without")
+	return option(c != nil, func(s *setup) { s.cache = c },
+		"WithCache: there is no cache: leave the option out to do without")
 }
 
 // entry is what is stored: a token as JSON, and what else a source has to know.

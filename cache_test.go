@@ -730,8 +730,6 @@ func TestCacheOptionsThatCannotWork(t *testing.T) {
 	t.Parallel()
 	_, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(nil))
 	assert.ErrorContains(t, err, "WithCache")
-	_, err = NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(DirCache("")))
-	assert.ErrorContains(t, err, "WithCache")
 	_, err = NewTokenSource(testCredentials, WithToken(&oauth2.Token{RefreshToken: "x"}), WithCache(new(memoryCache)))
 	assert.ErrorContains(t, err, "WithScopes")
 }

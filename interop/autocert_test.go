@@ -16,10 +16,11 @@ import (
 	"golang.org/x/crypto/acme/autocert"
 
 	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/dircache"
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-var _ autocert.Cache = moovauth.DirCache("") // and moovauth's serves there
+var _ autocert.Cache = (*dircache.Cache)(nil) // which serves autocert, too
 
 func TestAutocertDirCacheKeepsTokens(t *testing.T) {
 	server := moovtest.NewServer()

@@ -3,8 +3,8 @@
 //
 //	go run ./examples/fleet
 //
-// keeps the token in a DirCache in a temporary folder, for processes that call
-// the API in turn. With REDIS_URL set, such as redis://localhost:6379, it is
+// keeps the token in a temporary folder (package dircache), for processes that
+// call the API in turn. With REDIS_URL set, such as redis://localhost:6379, it is
 // kept in Redis, whose lock is for processes that come at once. The server is an
 // embedded one; no account is needed.
 package main
@@ -20,6 +20,7 @@ import (
 	"runtime"
 
 	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/dircache"
 	"github.com/moovauth/moovauth/examples/fleet/internal/fleet"
 )
 
@@ -46,7 +47,7 @@ func inFolder(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	f := fleet.Fleet{
 		Where: "folder " + folder,
-		Cache: func() (moovauth.Cache, error) { return moovauth.DirCache(folder), nil },
+		Cache: func() (moovauth.Cache, error) { return dircache.New(folder) },
 		Env:   []string{folderVariable + "=" + folder},
 	}
 	return f.Run(ctx, in, out)

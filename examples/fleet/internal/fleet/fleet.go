@@ -33,7 +33,7 @@ where another process had put it. It ends after three tokens. The server is an
 embedded one, whose tokens live for three seconds; no account is needed, and the
 MOOV_… variables do not count.
 
-The cache is a temporary folder (moovauth.DirCache), and the processes call the
+The cache is a temporary folder (package dircache), and the processes call the
 API one after the other. One environment variable counts:
 
   REDIS_URL  keep the token in this Redis (package rediscache), such as

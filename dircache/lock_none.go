@@ -1,6 +1,6 @@
 //go:build !(darwin || dragonfly || freebsd || illumos || linux || netbsd || openbsd || windows)
 
-package moovauth
+package dircache
 
 import (
 	"errors"
@@ -9,9 +9,7 @@ import (
 	"runtime"
 )
 
-const noWait = 0 // openRegular looks before it opens
-
 func lockFile(*os.Root, string) (unlock func(), err error) {
-	return nil, fmt.Errorf("this system (%s) has no lock for DirCache: processes that need a token at the same time each ask for one: %w",
+	return nil, fmt.Errorf("there is no lock on %s, so processes that need a token at the same time each request one: %w",
 		runtime.GOOS, errors.ErrUnsupported)
 }

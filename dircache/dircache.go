@@ -1,0 +1,210 @@
+// Package dircache keeps the tokens of package moovauth in a directory, where
+// the processes of one machine share them:
+//
+//	cache, err := dircache.New("/var/lib/myapp/moov")
+//	if err != nil {
+//		return err
+//	}
+//	source, err := moovauth.NewTokenSource(creds,
+//		moovauth.WithScopes("/ping.read"), moovauth.WithCache(cache))
+package dircache
+
+// This file is the cache: a regular file for each entry, and a lock file beside
+// it. The lock_ files lock a file. Package moovauth decides what an entry holds
+// and when it is read or locked.
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	lockSuffix = ".lock"
+	partSuffix = ".part-" // before the 26 letters and digits of [rand.Text]
+
+	poll = 10 * time.Millisecond // between two looks at a lock that is held
+)
+
+// partPattern matches the files that Put has not finished, and no others.
+var partPattern = "?*" + partSuffix + strings.Repeat("[A-Z2-7]", 26)
+
+// errHeld is returned by lockFile if another process or goroutine has the lock.
+var errHeld = errors.New("the lock is held")
+
+// Cache is a moovauth.Cache and a moovauth.Locker in a directory. Make one with
+// [New]. It is safe for concurrent use, and any number of sources may share it.
+//
+// A key must be a file name that does not end in ".lock". Files can be read and
+// written only by their owner (0600). Only regular files are used: a link, a
+// named pipe or anything else that has the name of an entry is not opened, and
+// every method returns an error that says to remove it.
+//
+// An entry is written whole or not at all, even if the process is killed. Files
+// are not synced to the disk, so after a power failure an entry may be missing,
+// older or damaged. A missing or damaged entry costs a token request. An older
+// entry may cause a refresh token to be sent a second time.
+//
+// Use a local directory: network file systems may not support the lock.
+type Cache struct{ dir string }
+
+// New returns a cache in dir. It makes the directory for its owner only (0700)
+// if it does not exist, and returns an error if it cannot write there. A
+// relative dir is resolved now, so a later change of the working directory has
+// no effect.
+//
+// New also removes the unfinished files that killed processes left in dir more
+// than an hour ago.
+func New(dir string) (*Cache, error) {
+	if dir == "" {
+		return nil, errors.New("dircache: dir is empty: name a directory")
+	}
+	if strings.HasPrefix(dir, "~") {
+		return nil, fmt.Errorf("dircache: %q: the shell expands ~, and Go does not: use os.UserHomeDir or os.UserCacheDir", dir)
+	}
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("dircache: %q: %w", dir, err)
+	}
+	c := &Cache{path}
+	root, err := c.open(true)
+	if err != nil {
+		return nil, c.wrap(err)
+	}
+	defer root.Close()
+	probe := "new" + partSuffix + rand.Text()
+	if err = root.WriteFile(probe, nil, 0o600); err == nil {
+		err = root.Remove(probe)
+	}
+	if err != nil {
+		return nil, c.wrap(fmt.Errorf("the directory cannot be written to: %w", err))
+	}
+	parts, _ := fs.Glob(root.FS(), partPattern)
+	for _, part := range parts {
+		if info, err := root.Lstat(part); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > time.Hour {
+			_ = root.Remove(part)
+		}
+	}
+	return c, nil
+}
+
+// Get returns the entry. If there is none, its error is [fs.ErrNotExist]. If the
+// directory was removed after New, Get fails with another error, so that the
+// loss is noticed; Put and Lock make the directory again.
+func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
+	dir, err := c.openFor(ctx, key, "", false)
+	if err != nil {
+		return nil, c.wrap(err)
+	}
+	defer dir.Close()
+	data, err := dir.ReadFile(key)
+	return data, c.wrap(err)
+}
+
+// Put writes the entry.
+func (c *Cache) Put(ctx context.Context, key string, data []byte) error {
+	dir, err := c.openFor(ctx, key, "", true)
+	if err != nil {
+		return c.wrap(err)
+	}
+	defer dir.Close()
+	part := key + partSuffix + rand.Text()
+	if err = dir.WriteFile(part, data, 0o600); err == nil {
+		err = dir.Rename(part, key)
+	}
+	if err != nil {
+		_ = dir.Remove(part)
+	}
+	return c.wrap(err)
+}
+
+// Delete removes the entry. It is no error if there is none.
+func (c *Cache) Delete(ctx context.Context, key string) error {
+	dir, err := c.openFor(ctx, key, "", false)
+	if err != nil {
+		return c.wrap(err)
+	}
+	defer dir.Close()
+	if err := dir.Remove(key); !errors.Is(err, fs.ErrNotExist) {
+		return c.wrap(err)
+	}
+	return nil
+}
+
+// Lock waits for the lock on key until ctx ends; its error is then ctx's. The
+// lock file has the name of the entry and ".lock", and is never removed. It is
+// locked with flock on Unix, and opened without sharing on Windows, so the
+// operating system releases the lock of a process that dies. On other systems
+// Lock fails with [errors.ErrUnsupported].
+func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error) {
+	for {
+		unlock, err := c.tryLock(ctx, key)
+		if !errors.Is(err, errHeld) {
+			return unlock, c.wrap(err)
+		}
+		select {
+		case <-time.After(poll):
+		case <-ctx.Done():
+			return nil, c.wrap(fmt.Errorf("waiting for the lock on %s: %w", key, ctx.Err()))
+		}
+	}
+}
+
+// tryLock opens the lock file again for each attempt: flock does not exclude
+// those who share an open file, and the file may have been removed.
+func (c *Cache) tryLock(ctx context.Context, key string) (unlock func(), err error) {
+	dir, err := c.openFor(ctx, key, lockSuffix, true)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return lockFile(dir, key+lockSuffix)
+}
+
+// openFor opens the directory to use the file named key and suffix, which must
+// be a regular file if it exists.
+func (c *Cache) openFor(ctx context.Context, key, suffix string, create bool) (*os.Root, error) {
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case !filepath.IsLocal(key) || key == "." || filepath.Base(key) != key || filepath.Ext(key) == lockSuffix:
+		return nil, fmt.Errorf("the key %q is not a file name, or it ends in %s", key, lockSuffix)
+	}
+	dir, err := c.open(create)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := dir.Lstat(key + suffix); err == nil && !info.Mode().IsRegular() {
+		dir.Close()
+		return nil, fmt.Errorf("%s is not a regular file (%v): remove it", key+suffix, info.Mode())
+	}
+	return dir, nil
+}
+
+// open opens the directory. It never returns [fs.ErrNotExist], which would be a
+// cache miss.
+func (c *Cache) open(create bool) (*os.Root, error) {
+	if create {
+		if err := os.MkdirAll(c.dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := os.OpenRoot(c.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("the directory was removed")
+	}
+	return dir, err
+}
+
+func (c *Cache) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("dircache: %s: %w", c.dir, err)
+}
