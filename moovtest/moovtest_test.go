@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
 )
 
@@ -512,6 +513,49 @@ func TestServerMadeOutsideABubbleServesInside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		assert.Equal(t, 200, grant(t, s).StatusCode)
 	})
+}
+
+func TestServerMadeOutsideABubbleGoesByTheTimeInside(t *testing.T) {
+	s := inMemory(t)
+	for range 2 { // each bubble begins anew
+		synctest.Test(t, func(t *testing.T) {
+			before := len(s.TokenRequests())
+			source, err := moovauth.NewTokenSource(moovauth.Credentials{ClientID: s.ClientID, ClientSecret: s.ClientSecret},
+				moovauth.WithScopes("/ping.read"), moovauth.WithHTTPClient(s.Client()))
+			require.NoError(t, err)
+			first, err := source.Token()
+			require.NoError(t, err)
+			assert.WithinRange(t, first.Expiry, time.Now().Add(14*time.Minute), time.Now().Add(15*time.Minute))
+			time.Sleep(15 * time.Minute)
+			assert.False(t, s.Alive(first.AccessToken))
+			second, err := source.Token()
+			require.NoError(t, err)
+			assert.True(t, s.Alive(second.AccessToken))
+			requests := s.TokenRequests()[before:]
+			require.Len(t, requests, 2)
+			assert.Equal(t, "refresh_token", requests[1].GrantType)
+		})
+	}
+	assertGoesByTheRealTime(t, s)
+}
+
+func TestServerMadeInsideABubbleGoesByTheTimeOutside(t *testing.T) {
+	var s *moovtest.Server
+	synctest.Test(t, func(t *testing.T) {
+		s = moovtest.NewInMemory()
+		grant(t, s)
+	})
+	defer s.Close()
+	assertGoesByTheRealTime(t, s)
+}
+
+func assertGoesByTheRealTime(t *testing.T, s *moovtest.Server) {
+	t.Helper()
+	before := time.Now()
+	r := grant(t, s)
+	expiry := time.Unix(int64(r.json(t)["expires_in"].(float64)), 0)
+	assert.WithinRange(t, expiry, before.Add(15*time.Minute-time.Second), time.Now().Add(15*time.Minute))
+	assert.Equal(t, 200, ping(t, s, "Bearer "+r.member(t, "access_token")).StatusCode)
 }
 
 func TestClientThatGivesUpHasChangedNothing(t *testing.T) {

@@ -120,7 +120,7 @@ func newServer(opts []Option) *Server {
 	s := &Server{
 		ClientID:     "moovtest-public-key",
 		ClientSecret: "moovtest-secret-key",
-		now:          defaultClock(),
+		now:          clock,
 		lifetime:     15 * time.Minute,
 		tokens:       make(map[string]token),
 		used:         make(map[string]token),
@@ -134,21 +134,23 @@ func newServer(opts []Option) *Server {
 	return s
 }
 
-// inBubble reports whether the caller is in a synctest bubble, which begins in
+// inBubble reports whether now is the time of a synctest bubble, which begins in
 // 2000. Package synctest itself does not tell.
-func inBubble() bool { return time.Now().Unix() < 1e9 }
+func inBubble(now time.Time) bool { return now.Unix() < 1.7e9 } // 2023: before any release of Go that runs this
 
-// defaultClock is time.Now. A synctest bubble begins when Unix timestamps had nine
-// digits, which no client takes for timestamps today: there it is 30 years ahead.
-// A client that reads expires_in against Date does not notice. The distance is
-// fixed: dates 30 years on would be a day off, or skip one, after each 29 February.
-func defaultClock() func() time.Time {
-	if !inBubble() {
-		return time.Now
+// ahead is the distance from 2000, when a bubble begins, to 2030.
+const ahead = 10958 * 24 * time.Hour
+
+// clock is time.Now, and 30 years later in a synctest bubble: there Unix timestamps
+// have nine digits at first, which no client takes for timestamps today. A client
+// that reads expires_in against Date does not notice. It looks each time, since a
+// server may be made outside a bubble and used inside.
+func clock() time.Time {
+	now := time.Now()
+	if inBubble(now) {
+		now = now.Add(ahead)
 	}
-	now := time.Now().UTC()
-	ahead := now.AddDate(30, 0, 0).Sub(now)
-	return func() time.Time { return time.Now().Add(ahead) }
+	return now
 }
 
 // settling is how long Close waits in a bubble: longer than a client that was hung
@@ -178,7 +180,7 @@ func (s *Server) Close() {
 	case s.loopback != nil:
 		s.loopback.CloseClientConnections() // also those of which net/http still awaits for the rest of a body
 		s.loopback.Close()
-	case inBubble():
+	case inBubble(time.Now()):
 		time.Sleep(settling)
 	}
 }
@@ -238,9 +240,9 @@ func WithLatency(d time.Duration) Option {
 }
 
 // WithClock sets the clock that expiry, the Date header and [Request.Time] go
-// by, which must be safe for concurrent use. Default: [time.Now]; for a server
-// made inside a synctest bubble, which begins in 2000, 30 calendar years later, so
-// that Unix timestamps have ten digits as they do today.
+// by, which must be safe for concurrent use. Default: [time.Now]. A
+// request from inside a synctest bubble, which begins in 2000, finds it 10,958 days
+// later, in 2030, so that Unix timestamps have ten digits as they do today.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }
