@@ -326,14 +326,14 @@ func (s *Server) knows(c credentials) bool {
 
 // ambiguous says why it is not clear who the client is; nil if it is.
 func ambiguous(r *http.Request, form url.Values) error {
-	id, _, basic := r.BasicAuth()
+	id, secret, basic := r.BasicAuth()
 	switch {
 	case !basic:
 		return nil
 	case form.Get("client_id") != "" && form.Get("client_id") != id:
 		return errors.New("the client_id in the body is not that of the Authorization header")
-	case form.Get("client_secret") != "":
-		return errors.New("the client authenticates both in the body and in the Authorization header")
+	case form.Get("client_secret") != "" && form.Get("client_secret") != secret:
+		return errors.New("the client_secret in the body is not that of the Authorization header")
 	}
 	return nil
 }

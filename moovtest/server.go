@@ -46,8 +46,9 @@ import (
 //
 // The server is as strict as the strictest that a client may meet. Refused with
 // 400 invalid_request are parameters that are given twice (RFC 6749 §3.2), a client
-// ID in the body other than that in the Authorization header, a client secret in
-// both (§2.3), and two Authorization headers. An X-Moov-Version header must be
+// ID or secret in the body that differs from the one in the Authorization header,
+// and two Authorization headers. Credentials that agree may be in both places, as
+// Moov's own examples send them. An X-Moov-Version header must be
 // "dev", "latest" or digits like "v2024.01.00"; any other is answered 404, on
 // every endpoint.
 type Server struct {

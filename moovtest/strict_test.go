@@ -39,8 +39,14 @@ func TestStrictness(t *testing.T) {
 			"other client ID, revocation":    {revoke, formType, "token=a&client_id=other", true, 400, "invalid_request", "client_id"},
 			"same client ID":                 {token, formType, form + "&client_id=id", true, 200, "", ""},
 			"client ID without value":        {token, formType, form + "&client_id=", true, 200, "", ""},
-			"secret in both":                 {token, formType, form + "&client_id=id&client_secret=secret", true, 400, "invalid_request", "both"},
-			"secret in both, no ID":          {revoke, formType, "token=a&client_secret=secret", true, 400, "invalid_request", "both"},
+			"both, agreeing":                 {token, formType, form + "&client_id=id&client_secret=secret", true, 200, "", ""},
+			"both, agreeing, JSON":           {token, jsonType, `{` + members + `,"client_id":"id","client_secret":"secret"}`, true, 200, "", ""},
+			"both, agreeing, revocation":     {revoke, formType, "token=a&client_id=id&client_secret=secret", true, 204, "", ""},
+			"secret in both, no ID":          {revoke, formType, "token=a&client_secret=secret", true, 204, "", ""},
+			"both, other ID":                 {token, formType, form + "&client_id=other&client_secret=secret", true, 400, "invalid_request", "client_id"},
+			"both, other secret":             {token, formType, form + "&client_id=id&client_secret=other", true, 400, "invalid_request", "client_secret"},
+			"both, other secret, JSON":       {token, jsonType, `{` + members + `,"client_id":"id","client_secret":"other"}`, true, 400, "invalid_request", "client_secret"},
+			"both, other secret, revocation": {revoke, formType, "token=a&client_id=id&client_secret=other", true, 400, "invalid_request", "client_secret"},
 			"body alone":                     {token, formType, form + "&client_id=id&client_secret=secret", false, 200, "", ""},
 			"other grant type":               {token, formType, "grant_type=password", true, 400, "unsupported_grant_type", "client_credentials"},
 			"other grant type, JSON":         {token, jsonType, `{"grant_type":"authorization_code"}`, true, 400, "unsupported_grant_type", "client_credentials"},
@@ -61,7 +67,7 @@ func TestStrictness(t *testing.T) {
 				}
 				r := do(t, s, req)
 				assert.Equal(t, c.status, r.StatusCode, r.body)
-				if c.status != 200 {
+				if c.status >= 400 {
 					assert.Equal(t, c.code, r.member(t, "error"))
 					assert.Contains(t, r.member(t, "error_description"), c.contains)
 					assert.Len(t, s.AccessTokens(), before)
