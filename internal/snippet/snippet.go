@@ -3,19 +3,19 @@
 package snippet
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"go/ast"
 	"go/importer"
 	"go/parser"
+	"go/scanner"
 	"go/token"
 	"go/types"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -24,18 +24,37 @@ import (
 type Block struct {
 	File  string
 	Line  int    // of its first line of code
-	Text  string // with its first line
+	Text  string // the code
 	Above string // the last line of text above it, such as a comment
 }
 
-// Blocks are those of all documents below root, the root's directory.
-func Blocks(root string) ([]Block, error) {
-	var blocks []Block
+// modules has what blocks may use without declaring it, by the directory of the
+// module that requires it: import specs, and var specs for what a reader of the
+// block has already. The root's are for every module. The names tell that a block
+// needs a nested module.
+var modules = map[string]struct{ names, imports, vars string }{
+	"": {"", `"context"; "errors"; "fmt"; "log"; "log/slog"; "net/http"; "os"; "sync/atomic"; "time"; "golang.org/x/oauth2"
+		"github.com/moovauth/moovauth"; "github.com/moovauth/moovauth/dircache"; "github.com/moovauth/moovauth/moovtest"`,
+		`accountID, connectedID, platformID, token string; connectedIDs []string; ctx context.Context
+		base http.RoundTripper; cards func(http.ResponseWriter, *http.Request); mux *http.ServeMux; saved *oauth2.Token
+		cache moovauth.Cache; creds moovauth.Credentials; opts []moovauth.Option; source *moovauth.TokenSource; server *moovtest.Server
+		// of examples/checkout
+		status func(int) error
+		a struct { remember func(http.Handler) http.Handler; scopes func(user string) []string
+			sessions interface { of(*http.Request) *struct { user string } } }
+		// Moov's own SDK, which is not on the module proxy
+		moov struct { NewClient func(...func(*http.Client)) (*http.Client, error)
+			WithHttpClient func(*http.Client) func(*http.Client) }`},
+	"platform":   {"platform|rate|tokens", `"github.com/moovauth/moovauth/platform"; "golang.org/x/time/rate"`, `tokens *platform.Tokens`},
+	"rediscache": {"rediscache|redis", `"github.com/moovauth/moovauth/rediscache"; redis "github.com/redis/go-redis/v9"`, ``},
+	"interop": {"grpc|oauth|retryablehttp|otelhttp", `"google.golang.org/grpc"; "google.golang.org/grpc/credentials/oauth"
+		retryablehttp "github.com/hashicorp/go-retryablehttp"; "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"`, ``},
+}
+
+// Blocks returns the blocks of all documents below root, the root's directory.
+func Blocks(root string) (blocks []Block, err error) {
 	for _, pattern := range []string{"*.md", "docs/*.md", "*/README.md"} {
-		files, err := filepath.Glob(filepath.Join(root, pattern))
-		if err != nil {
-			return nil, err
-		}
+		files, _ := filepath.Glob(filepath.Join(root, pattern)) // the patterns are well formed
 		for _, file := range files {
 			text, err := os.ReadFile(file)
 			if err != nil {
@@ -47,201 +66,14 @@ func Blocks(root string) ([]Block, error) {
 	return blocks, nil
 }
 
+var fenced = regexp.MustCompile("(?ms)^[ \t]*```go\n(.*?)^[ \t]*```$")
+
 func blocksOf(file, text string) (blocks []Block) {
-	var block *Block
-	above := ""
-	for n, line := range strings.Split(text, "\n") {
-		switch fence := strings.TrimSpace(line); {
-		case block == nil && fence == "```go":
-			block = &Block{File: file, Line: n + 2, Above: above}
-		case block != nil && fence == "```":
-			blocks = append(blocks, *block)
-			block = nil
-		case block != nil:
-			block.Text += line + "\n"
-		case fence != "":
-			above = line
-		}
+	for _, at := range fenced.FindAllStringSubmatchIndex(text, -1) {
+		above := strings.TrimSpace(text[:at[0]])
+		blocks = append(blocks, Block{file, strings.Count(text[:at[2]], "\n") + 1, text[at[2]:at[3]], above[strings.LastIndexByte(above, '\n')+1:]})
 	}
 	return blocks
-}
-
-// pkg is a package that a block may name.
-type pkg struct {
-	path   string
-	module string // the directory of the module that requires it; "": the root
-}
-
-var packages = map[string]pkg{
-	"atomic":        {path: "sync/atomic"},
-	"context":       {path: "context"},
-	"errors":        {path: "errors"},
-	"fmt":           {path: "fmt"},
-	"http":          {path: "net/http"},
-	"log":           {path: "log"},
-	"os":            {path: "os"},
-	"slog":          {path: "log/slog"},
-	"time":          {path: "time"},
-	"moovauth":      {path: "github.com/moovauth/moovauth"},
-	"moovtest":      {path: "github.com/moovauth/moovauth/moovtest"},
-	"oauth2":        {path: "golang.org/x/oauth2"},
-	"platform":      {"github.com/moovauth/moovauth/platform", "platform"},
-	"rate":          {"golang.org/x/time/rate", "platform"},
-	"rediscache":    {"github.com/moovauth/moovauth/rediscache", "rediscache"},
-	"redis":         {"github.com/redis/go-redis/v9", "rediscache"},
-	"grpc":          {"google.golang.org/grpc", "interop"},
-	"oauth":         {"google.golang.org/grpc/credentials/oauth", "interop"},
-	"otelhttp":      {"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp", "interop"},
-	"retryablehttp": {"github.com/hashicorp/go-retryablehttp", "interop"},
-}
-
-// standIns are what a reader of a block has already, by name.
-var standIns = map[string]string{
-	"accountID":    "string",
-	"base":         "http.RoundTripper",
-	"cache":        "moovauth.Cache",
-	"cards":        "func(http.ResponseWriter, *http.Request)",
-	"connectedID":  "string",
-	"connectedIDs": "[]string",
-	"creds":        "moovauth.Credentials",
-	"ctx":          "context.Context",
-	"mux":          "*http.ServeMux",
-	"opts":         "[]moovauth.Option",
-	"platformID":   "string",
-	"saved":        "*oauth2.Token",
-	"server":       "*moovtest.Server",
-	"source":       "*moovauth.TokenSource",
-	"token":        "string",
-	"tokens":       "*platform.Tokens",
-
-	// examples/checkout
-	"a": `struct {
-		remember func(http.Handler) http.Handler
-		sessions interface{ of(*http.Request) *struct{ user string } }
-		scopes   func(user string) []string
-	}`,
-	"status": "func(int) error",
-
-	// Moov's own SDK is not on the module proxy.
-	"moov": `struct {
-		NewClient      func(...func(*http.Client)) (*http.Client, error)
-		WithHttpClient func(*http.Client) func(*http.Client)
-	}`,
-}
-
-// file is a block as a file of its own.
-type file struct {
-	Block
-	text    string
-	imports map[string]bool // by path
-	module  string
-}
-
-// newFile wraps b, so that it can be compiled: in a package, and in a function
-// if it is not made of declarations.
-func newFile(b Block) (*file, error) {
-	wrapped, line := b.Text, b.Line
-	if _, err := parse(b, "package p\n"+wrapped); err != nil {
-		body := b.Text + "\npanic(0)\n}\n"
-		wrapped, line = "func _() error {\n"+body, line-1
-		if returnsTwo(wrapped) {
-			wrapped = "func _() (any, error) {\n" + body
-		}
-	}
-	syntax, err := parse(b, "package p\n"+wrapped)
-	if err != nil {
-		return nil, err
-	}
-	f := &file{Block: b, imports: make(map[string]bool)}
-	head := new(strings.Builder)
-	own := make(map[string]bool) // what b declares itself
-	for _, decl := range syntax.Decls {
-		if d, ok := decl.(*ast.GenDecl); ok {
-			for _, spec := range d.Specs {
-				if t, ok := spec.(*ast.TypeSpec); ok {
-					own[t.Name.Name] = true
-				}
-			}
-		}
-	}
-	var used []string
-	names(syntax, func(name string) { used = append(used, name) })
-	for i := 0; i < len(used); i++ {
-		declared, ok := standIns[used[i]]
-		if ok && !own[used[i]] && !slices.Contains(used[:i], used[i]) {
-			line := "var " + used[i] + " " + declared + "\n"
-			fmt.Fprint(head, line)
-			of, err := parse(b, "package p\n"+line)
-			if err != nil {
-				return nil, err
-			}
-			names(of, func(name string) {
-				if _, ok := packages[name]; ok {
-					used = append(used, name)
-				}
-			})
-		}
-	}
-	var imports strings.Builder
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(used))) {
-		p, ok := packages[name]
-		if !ok {
-			continue
-		}
-		fmt.Fprintf(&imports, "import %s %q\n", name, p.path)
-		f.imports[p.path] = true
-		if p.module != "" {
-			if f.module != "" && f.module != p.module {
-				return nil, fmt.Errorf("%s:%d: it needs modules %s and %s: split it", b.File, b.Line, f.module, p.module)
-			}
-			f.module = p.module
-		}
-	}
-	f.text = fmt.Sprintf("package p\n%s%s//line %s:%d\n%s", &imports, head, b.File, line, wrapped)
-	return f, nil
-}
-
-// returnsTwo reports whether a function returns two values.
-func returnsTwo(text string) (two bool) {
-	f, err := parser.ParseFile(token.NewFileSet(), "", "package p\n"+text, parser.SkipObjectResolution)
-	if err != nil {
-		return false
-	}
-	ast.Inspect(f, func(n ast.Node) bool {
-		ret, ok := n.(*ast.ReturnStmt)
-		two = two || ok && len(ret.Results) == 2
-		_, inner := n.(*ast.FuncLit)
-		return !inner
-	})
-	return two
-}
-
-func parse(b Block, text string) (*ast.File, error) {
-	f, err := parser.ParseFile(token.NewFileSet(), "", text, parser.SkipObjectResolution)
-	if err != nil {
-		return nil, fmt.Errorf("%s:%d: %w", b.File, b.Line, err)
-	}
-	return f, nil
-}
-
-// names calls found for each identifier that may be a package or a stand-in.
-func names(syntax *ast.File, found func(string)) {
-	ast.Inspect(syntax, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.SelectorExpr:
-			ast.Inspect(n.X, func(n ast.Node) bool {
-				if id, ok := n.(*ast.Ident); ok {
-					found(id.Name)
-				}
-				return true
-			})
-		case *ast.Ident:
-			if _, ok := packages[n.Name]; !ok {
-				found(n.Name)
-			}
-		}
-		return true
-	})
 }
 
 // Check type-checks the blocks of all documents that need module, the directory
@@ -252,75 +84,101 @@ func Check(root, module string) (checked int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	var files []*file
-	paths := map[string]bool{"errors": true}
-	var errs []error
-	for _, b := range blocks {
-		f, err := newFile(b)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if f.module == module {
-			files = append(files, f)
-			maps.Copy(paths, f.imports)
-		}
+	return check(blocks, root, module)
+}
+
+func check(blocks []Block, root, module string) (checked int, err error) {
+	names := modules[""]
+	if module != "" {
+		names.imports += "\n" + modules[module].imports
+		names.vars += "\n" + modules[module].vars
 	}
-	exports, err := exportData(filepath.Join(root, module), slices.Sorted(maps.Keys(paths)))
+	packages, err := load(filepath.Join(root, module), names.imports)
 	if err != nil {
 		return 0, err
 	}
-	for _, f := range files {
-		errs = append(errs, f.check(exports))
-	}
-	return len(files), errors.Join(errs...)
-}
-
-// exportData finds what the compiler left of packages, and of those they need.
-func exportData(dir string, paths []string) (map[string]string, error) {
-	list := exec.Command("go", append([]string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}, paths...)...)
-	list.Dir = dir
-	stderr := new(bytes.Buffer)
-	list.Stderr = stderr
-	out, err := list.Output()
-	if err != nil {
-		return nil, fmt.Errorf("go list: %w: %s", err, stderr)
-	}
-	files := make(map[string]string)
-	for line := range strings.Lines(string(out)) {
-		if path, file, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
-			files[path] = file
+	var errs []error
+	for _, b := range blocks {
+		switch needed := b.modules(); {
+		case len(needed) > 1:
+			errs = append(errs, fmt.Errorf("%s:%d: it needs modules %s: split it", b.File, b.Line, strings.Join(needed, " and ")))
+		case strings.Join(needed, "") == module:
+			checked++
+			errs = append(errs, b.check(packages, names.imports, names.vars))
 		}
 	}
-	return files, nil
+	return checked, errors.Join(errs...)
 }
 
-// check type-checks f. What only a fragment may do is no error: it need not use
-// what it declares.
-func (f *file) check(exports map[string]string) error {
+// load finds the compiler's export data of the imported packages, and of those
+// they need.
+func load(dir, imports string) (types.Importer, error) {
+	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}
+	for _, path := range regexp.MustCompile(`"(.+?)"`).FindAllStringSubmatch(imports, -1) {
+		args = append(args, path[1])
+	}
+	list := exec.Command("go", args...)
+	list.Dir, list.Stderr = dir, os.Stderr
+	out, err := list.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	files := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		path, file, _ := strings.Cut(strings.TrimSpace(line), " ")
+		files[path] = file
+	}
+	return importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) { return os.Open(files[path]) }), nil
+}
+
+// modules returns the nested modules that b needs.
+func (b Block) modules() (needed []string) {
+	for dir, m := range modules {
+		if dir != "" && regexp.MustCompile(`\b(`+m.names+`)\.[A-Z]`).MatchString(b.Text) {
+			needed = append(needed, dir)
+		}
+	}
+	slices.Sort(needed)
+	return needed
+}
+
+func (b Block) isFile() bool { return strings.HasPrefix(b.Text, "package ") }
+
+// check type-checks b as it is if it is a whole file, else as the body of a
+// function, which may return one value or two, and as declarations. It returns the
+// error of the first that is well formed.
+func (b Block) check(packages types.Importer, imports, vars string) (first error) {
+	if b.isFile() {
+		return b.checkAs(packages, fmt.Sprintf("/*line %s:%d:1*/%s", b.File, b.Line, b.Text))
+	}
+	for _, around := range [][2]string{{"func _() error {", "\npanic(0)\n}"}, {"func _() (any, error) {", "\npanic(0)\n}"}, {"", ""}} {
+		err := b.checkAs(packages, fmt.Sprintf("package p; import (%s\n); %s/*line %s:%d:1*/%s%s\n//line variables:1\nvar (%s\n)",
+			imports, around[0], b.File, b.Line, b.Text, around[1], vars))
+		if err == nil {
+			return nil
+		}
+		if first == nil || errors.As(first, new(scanner.ErrorList)) && !errors.As(err, new(scanner.ErrorList)) {
+			first = err
+		}
+	}
+	return first
+}
+
+// checkAs ignores what is wrong outside of b. A fragment need not use what it
+// declares, and may declare what is in modules.
+func (b Block) checkAs(packages types.Importer, text string) error {
 	set := token.NewFileSet()
-	syntax, err := parser.ParseFile(set, "block.go", f.text, parser.SkipObjectResolution|parser.ParseComments)
+	syntax, err := parser.ParseFile(set, "", text, parser.SkipObjectResolution)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	conf := types.Config{
-		Importer: importer.ForCompiler(set, "gc", func(path string) (io.ReadCloser, error) {
-			file, ok := exports[path]
-			if !ok {
-				return nil, fmt.Errorf("package %s is not among those that blocks use", path)
-			}
-			return os.Open(file)
-		}),
-		Error: func(err error) {
-			for _, harmless := range []string{"declared and not used", "imported and not used", "imported as "} {
-				if strings.Contains(err.Error(), harmless) {
-					return
-				}
-			}
+	conf := types.Config{Importer: packages, Error: func(err error) {
+		e := err.(types.Error)
+		if (!e.Soft || b.isFile()) && set.Position(e.Pos).Filename == b.File && !strings.HasPrefix(e.Msg, "\t") {
 			errs = append(errs, err)
-		},
-	}
+		}
+	}}
 	_, _ = conf.Check("p", set, []*ast.File{syntax}, nil)
 	return errors.Join(errs...)
 }
