@@ -1,5 +1,6 @@
 // Package interop holds tests alone: package moovauth with the clients that
 // its users plug it into, against authorization servers that others wrote, and
-// against Moov's description of its API. It is a module of its own, so that
-// none of them reaches those who import moovauth.
+// against Moov's description of its API. It also tests the repository from outside,
+// as a program that requires the released modules. It is a module of its own, so
+// that none of them reaches those who import moovauth.
 package interop

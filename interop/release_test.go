@@ -1,4 +1,7 @@
-package repo
+package interop
+
+// This file tests the repository from outside: that its modules can be released
+// as RELEASING.md says, and that .github and CONTRIBUTING.md agree with the tree.
 
 import (
 	"encoding/json"
@@ -8,50 +11,114 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/modfile"
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/semver"
 	modzip "golang.org/x/mod/zip"
 )
+
+const rootModule = "github.com/moovauth/moovauth"
 
 // released are the folders of the modules that others require.
 var released = []string{".", "rediscache", "platform"}
 
 func modulePath(folder string) string { return path.Join(rootModule, folder) }
 
-// What a go.mod asks for counts for those who require it; its replace
-// directives, with which this tree is built, do not.
+// inRepository returns the text of a file of the repository.
+func inRepository(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(name)))
+	require.NoError(t, err)
+	return string(text)
+}
+
+// modules returns every module of the repository, by its folder: "." is the root.
+func modules(t *testing.T) map[string]*modfile.File {
+	t.Helper()
+	found := make(map[string]*modfile.File)
+	for _, name := range strings.Fields(output(t, "git", "ls-files", "*go.mod")) {
+		mod, err := modfile.Parse(name, []byte(inRepository(t, name)), nil)
+		require.NoError(t, err)
+		found[path.Dir(name)] = mod
+	}
+	require.Contains(t, found, ".")
+	return found
+}
+
+// output runs a command in the root's folder and returns what it prints.
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	return string(out)
+}
+
+// treeVersion returns the version of the release that the tree is, or will be: the
+// first one in the change log.
+func treeVersion(t *testing.T) string {
+	t.Helper()
+	_, rest, _ := strings.Cut(inRepository(t, "CHANGELOG.md"), "\n## ")
+	number, _, _ := strings.Cut(rest, " ")
+	require.True(t, semver.IsValid("v"+number), number)
+	return "v" + number
+}
+
+// Programs that require a module use its go.mod's require lines, and not its replace
+// directives, with which this tree is built.
 func TestModulesRequireEachOtherAtTheVersionOfTheChangelog(t *testing.T) {
-	require.True(t, semver.IsValid(version(t)), version(t))
-	for folder, mod := range modules(t) {
+	all := modules(t)
+	for folder, mod := range all {
 		assert.Equal(t, modulePath(folder), mod.Module.Mod.Path)
 		replaced := make(map[string]string)
 		for _, r := range mod.Replace {
-			replaced[r.Old.Path] = filepath.Join(root, folder, filepath.FromSlash(r.New.Path))
+			replaced[r.Old.Path] = path.Join(folder, r.New.Path)
 		}
 		for _, r := range mod.Require {
 			if !strings.HasPrefix(r.Mod.Path+"/", rootModule+"/") {
 				continue
 			}
-			assert.Equal(t, version(t), r.Mod.Version, "%s/go.mod: %s", folder, r.Mod.Path)
-			want := filepath.Join(root, filepath.FromSlash(strings.TrimPrefix(strings.TrimPrefix(r.Mod.Path, rootModule), "/")))
-			assert.Equal(t, want, replaced[r.Mod.Path], "%s/go.mod: %s is built from this tree", folder, r.Mod.Path)
+			assert.Equal(t, treeVersion(t), r.Mod.Version, "%s/go.mod: %s", folder, r.Mod.Path)
+			assert.Equal(t, r.Mod.Path, modulePath(replaced[r.Mod.Path]), "%s/go.mod: %s is built from this tree", folder, r.Mod.Path)
 		}
 	}
-	assert.Empty(t, modules(t)["."].Replace, "go run and go install refuse a module with replace directives")
+	assert.Empty(t, all["."].Replace, "go run and go install refuse a module with replace directives")
 }
 
-func TestReleasingNamesEveryTag(t *testing.T) {
-	text := read(t, "RELEASING.md")
-	for _, folder := range released {
-		assert.Contains(t, text, "git tag -a "+path.Join(folder, "$v")+" ")
+func TestDependabotKnowsEveryModule(t *testing.T) {
+	text := inRepository(t, ".github/dependabot.yml")
+	all := modules(t)
+	for folder := range all {
+		assert.Contains(t, text, "\n      - "+path.Join("/", folder)+"\n")
 	}
-	assert.Equal(t, len(released), strings.Count(text, "git tag -a "))
+	assert.Equal(t, len(all), strings.Count(text, "\n      - /"), "a folder without a module")
+}
+
+func TestEachCIStepIsRunAndExplained(t *testing.T) {
+	_, steps, _ := strings.Cut(output(t, "bash", ".ci/run", "-h"), "\n")
+	require.NotEmpty(t, strings.Fields(steps))
+	workflows := inRepository(t, ".github/workflows/ci.yml") + inRepository(t, ".github/workflows/nightly.yml")
+	for _, step := range strings.Fields(steps) {
+		assert.Regexp(t, `(\.ci/run |step: \[(.*, )?)`+step+`\b`, workflows)
+		assert.Contains(t, inRepository(t, "CONTRIBUTING.md"), "\n| `"+step+"` | ")
+	}
+}
+
+func TestPagesNameFilesThatExist(t *testing.T) {
+	name := regexp.MustCompile(`\]\(([^):]+)\)|` + "`([a-z_/]+\\.(?:go|md))`")
+	for _, page := range []string{"CONTRIBUTING.md", "RELEASING.md"} {
+		for _, m := range name.FindAllStringSubmatch(inRepository(t, page), -1) {
+			assert.FileExists(t, filepath.Join("..", m[1]+m[2]), page)
+		}
+	}
 }
 
 // TestOutsiderBuilds releases this tree to a module proxy of its own, in a
@@ -60,7 +127,7 @@ func TestOutsiderBuilds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it builds everything anew")
 	}
-	v := version(t)
+	v := treeVersion(t)
 	proxy := t.TempDir()
 	for _, folder := range released {
 		publish(t, proxy, folder, v)
@@ -110,11 +177,11 @@ func publish(t *testing.T, proxy, folder, v string) {
 	}
 	write("list", v+"\n")
 	write(v+".info", fmt.Sprintf(`{"Version":%q,"Time":%q}`, v, time.Now().UTC().Format(time.RFC3339)))
-	write(v+".mod", read(t, path.Join(folder, "go.mod")))
+	write(v+".mod", inRepository(t, path.Join(folder, "go.mod")))
 
 	zip, err := os.Create(filepath.Join(dir, v+".zip"))
 	require.NoError(t, err)
-	require.NoError(t, modzip.CreateFromDir(zip, m, filepath.Join(root, folder))) // without the modules nested in it
+	require.NoError(t, modzip.CreateFromDir(zip, m, filepath.Join("..", folder))) // without the modules nested in it
 	require.NoError(t, zip.Close())
 }
 
