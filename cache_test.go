@@ -8,12 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +30,11 @@ func fleetOf(t testing.TB, server *moovtest.Server, n int, opts ...Option) []*To
 	return sources
 }
 
+// bothCaches are a cache with a lock and one without.
+func bothCaches() map[string]Cache {
+	return map[string]Cache{"with a lock": newLockingCache(), "without a lock": new(memoryCache)}
+}
+
 func TestRestartTakesTheCachedToken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -45,7 +47,6 @@ func TestRestartTakesTheCachedToken(t *testing.T) {
 		assert.Equal(t, first.RefreshToken, again.RefreshToken)
 		assert.WithinDuration(t, first.Expiry, again.Expiry, time.Second)
 		assert.Equal(t, first.ExpiresIn, again.ExpiresIn)
-		assert.Equal(t, pingScope, again.Extra("scope"))
 		assert.Len(t, server.TokenRequests(), 1)
 	})
 }
@@ -60,313 +61,199 @@ func TestCachedTokenIsRefreshedWhenItsSourceWouldHave(t *testing.T) {
 		s := sourceOf(t, server, WithCache(cache))
 		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
 		time.Sleep(90 * time.Second)
-		assert.Equal(t, first.AccessToken, token(t, s).AccessToken, "stale: handed out, and refreshed in the background")
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken, "a stale token is returned, and refreshed in the background")
 		synctest.Wait()
 		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
-		assert.Equal(t, []string{"client_credentials", "refresh_token"}, grantTypes(server))
+		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
 	})
 }
 
-func TestCachedRefreshTokenServesAfterTheAccessTokenHasExpired(t *testing.T) {
+func TestStaleCachedTokenIsReturnedAtOnceAndRefreshedInTheBackground(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := newLockingCache()
-		first := token(t, sourceOf(t, server, WithCache(cache)))
-		time.Sleep(time.Hour)
-		assert.NotEqual(t, first.AccessToken, token(t, sourceOf(t, server, WithCache(cache))).AccessToken)
-		assert.Equal(t, []string{"client_credentials", "refresh_token"}, grantTypes(server))
-		assert.Equal(t, first.RefreshToken, server.TokenRequests()[1].Form.Get("refresh_token"))
-	})
-}
-
-func TestStaleCachedTokenIsHandedOutAtOnceAndRefreshedInTheBackground(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		cache Cache
-		grant string
-	}{
-		"with a lock":    {newLockingCache(), grantRefreshToken},
-		"without a lock": {new(memoryCache), grantClientCredentials},
-	} {
+	for name, cache := range bothCaches() {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := inMemory(t)
-				first := token(t, sourceOf(t, server, WithCache(c.cache)))
+				first := token(t, sourceOf(t, server, WithCache(cache)))
 				time.Sleep(13 * time.Minute)
-				server.SetLatency(time.Minute)
-				s := sourceOf(t, server, WithCache(c.cache), WithTimeout(5*time.Minute))
+				server.SetAnswer(&moovtest.Answer{Status: http.StatusServiceUnavailable})
+				s := sourceOf(t, server, WithCache(cache))
 				began := time.Now()
 				assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
-				assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
-				assert.Zero(t, time.Since(began), "no caller waits")
-				time.Sleep(61 * time.Second)
+				time.Sleep(30 * time.Second)
+				assert.Equal(t, first.AccessToken, token(t, s).AccessToken, "also while the endpoint is down")
+				assert.Equal(t, 30*time.Second, time.Since(began), "no caller waits")
+				server.SetAnswer(nil)
+				time.Sleep(30 * time.Second)
+				token(t, s)
+				synctest.Wait()
 				assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
-				assert.Equal(t, []string{grantClientCredentials, c.grant}, grantTypes(server))
 			})
 		})
 	}
 }
 
-func TestStaleCachedTokenServesWhileTheEndpointIsDown(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := new(memoryCache)
-		first := token(t, sourceOf(t, server, WithCache(cache)))
-		time.Sleep(13 * time.Minute)
-		s := sourceOf(t, server, WithCache(cache))
-		for range maxAttempts {
-			server.Enqueue(moovtest.Answer{Status: http.StatusServiceUnavailable})
-		}
-		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
-	})
-}
-
-// A process that slept while another one refreshed has an old refresh token.
-func TestRefreshTokenInTheCacheServesAndNotAnOlderOne(t *testing.T) {
+func TestRefreshTokenInTheCacheIsSentAfterTheAccessTokenHasExpired(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
 		awake, asleep := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
-		token(t, awake)
+		first := token(t, awake)
 		token(t, asleep)
 		time.Sleep(time.Hour)
-		newer := token(t, awake)
+		second := token(t, awake)
 		time.Sleep(time.Hour)
-		token(t, asleep)
-		assert.Equal(t, newer.RefreshToken, server.TokenRequests()[2].Form.Get("refresh_token"))
-		assert.Len(t, server.TokenRequests(), 3)
+		token(t, asleep) // it has an older refresh token
+		time.Sleep(time.Hour)
+		token(t, sourceOf(t, server, WithCache(cache)))
+		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantRefreshToken, grantRefreshToken}, grantTypes(server))
+		assert.Equal(t, first.RefreshToken, server.TokenRequests()[1].Form.Get("refresh_token"))
+		assert.Equal(t, second.RefreshToken, server.TokenRequests()[2].Form.Get("refresh_token"), "the one in the cache")
+		assert.Len(t, server.RefreshTokens(), 1, "a fleet keeps one refresh token alive")
+	})
+}
+
+func TestRefreshTokenIsMarkedInTheCacheBeforeItIsSent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithReuseDetection())
+		cache := newLockingCache()
+		first := token(t, sourceOf(t, server, WithCache(cache)))
+		time.Sleep(time.Hour)
+
+		// This process dies before it has an answer.
+		var dying *TokenSource
+		dying = sourceOf(t, server, WithCache(cache), WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			_, data := cache.only(t)
+			e, err := dying.core.cache.open(data)
+			assert.NoError(t, err)
+			assert.True(t, e.Sent)
+			assert.Equal(t, first.RefreshToken, e.RefreshToken)
+			return nil, errors.New("the process dies")
+		})}))
+		_, err := dying.Token()
+		require.Error(t, err)
+
+		s := sourceOf(t, server, WithCache(cache))
+		token(t, s)
+		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server), "a marked refresh token is not sent")
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.False(t, server.Alive(first.RefreshToken), "but revoked")
+	})
+}
+
+func TestRefreshTokenThatCannotBeMarkedIsOnlyRevoked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		kept := newLockingCache()
+		token(t, sourceOf(t, server, WithCache(kept.asFake())))
+		time.Sleep(time.Hour)
+		readOnly := kept.asFake()
+		readOnly.put = func(context.Context, []byte) error { return errors.New("read only") }
+		s := sourceOf(t, server, WithCache(readOnly))
+		token(t, s)
+		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
+		require.NoError(t, s.Revoke(t.Context()))
+		assertAllDead(t, server)
+	})
+}
+
+// After a 429 the refresh token is not used up, also for another process.
+func TestMarkIsTakenBackIfTheRefreshTokenIsNotUsedUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithReuseDetection())
+		cache := newLockingCache()
+		first := token(t, sourceOf(t, server, WithCache(cache)))
+		time.Sleep(time.Hour)
+		server.SetAnswer(&moovtest.Answer{Status: http.StatusTooManyRequests})
+		_, err := sourceOf(t, server, WithCache(cache)).Token()
+		require.Error(t, err)
+		server.SetAnswer(nil)
+		token(t, sourceOf(t, server, WithCache(cache)))
+		requests := server.TokenRequests()
+		last := requests[len(requests)-1]
+		assert.Equal(t, first.RefreshToken, last.Form.Get("refresh_token"))
+		assert.Len(t, server.RefreshTokens(), 1)
+	})
+}
+
+// Without a lock there is no mark, and the entry may be another process's by then.
+func TestRefusedRefreshWithoutALockLeavesTheEntryAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		fleet := fleetOf(t, server, 2, WithCache(cache))
+		together(t, fleet[:1])
+		together(t, fleet[1:]) // adopts it
+		time.Sleep(time.Hour)
+		server.Enqueue(moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"60"}}, Latency: time.Second})
+		var refused sync.WaitGroup
+		refused.Go(func() {
+			_, err := fleet[0].Token()
+			assert.ErrorContains(t, err, "429")
+		})
+		synctest.Wait()
+		newer := token(t, fleet[1])
+		refused.Wait()
+		assert.Equal(t, newer.AccessToken, token(t, sourceOf(t, server, WithCache(cache))).AccessToken)
 	})
 }
 
 func TestRefreshTokenOfWithTokenIsNotSentIfThereIsACache(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		given := token(t, sourceOf(t, server))
-		time.Sleep(time.Hour)
-		s := sourceOf(t, server, WithCache(newLockingCache()), WithToken(given))
-		token(t, s)
-		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
-		require.NoError(t, s.Revoke(t.Context()))
-		assert.False(t, server.Alive(given.RefreshToken), "it is kept for Revoke")
-	})
-}
-
-func TestFleetSharesEachToken(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name  string
-		cache func() Cache
-		want  int // token requests at the start, and for 3 rollovers
-	}{
-		{"none", func() Cache { return nil }, 32},
-		{"with a lock", func() Cache { return newLockingCache() }, 4},
-	} {
-		t.Run(c.name, func(t *testing.T) {
+	for name, cache := range bothCaches() {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
-				var opts []Option
-				if cache := c.cache(); cache != nil {
-					opts = append(opts, WithCache(cache))
-				}
-				fleet := fleetOf(t, server, 8, opts...)
-				for range 40 * 60 { // 3 rollovers: one every 11.9 to 12.2 minutes
-					for _, tok := range together(t, fleet) {
-						assert.True(t, server.Alive(tok.AccessToken))
-					}
-					time.Sleep(time.Second)
-				}
-				assert.Len(t, server.TokenRequests(), c.want)
+				server := inMemory(t)
+				given := token(t, sourceOf(t, server))
+				time.Sleep(time.Hour)
+				s := sourceOf(t, server, WithCache(cache), WithToken(given))
+				token(t, s)
+				assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
+				require.NoError(t, s.Revoke(t.Context()))
+				assert.False(t, server.Alive(given.RefreshToken), "it is kept for Revoke")
 			})
 		})
 	}
 }
 
-func TestFleetThatStartsAtOnceAsksOnce(t *testing.T) {
+func TestFleetWithALockMakesOneRequestForEachToken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
 		cache := newLockingCache()
 		cache.latency = time.Millisecond
-		tokens := together(t, fleetOf(t, server, 200, WithCache(cache)))
-		for _, tok := range tokens {
-			assert.Equal(t, tokens[0].AccessToken, tok.AccessToken)
+		fleet := fleetOf(t, server, 50, WithCache(cache))
+		for began := time.Now(); time.Since(began) < 40*time.Minute; time.Sleep(20 * time.Second) { // a refresh point every 11.9 to 12.2 minutes
+			for _, tok := range together(t, fleet) {
+				assert.True(t, server.Alive(tok.AccessToken))
+			}
 		}
-		assert.Len(t, server.TokenRequests(), 1)
+		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantRefreshToken, grantRefreshToken}, grantTypes(server))
 		assert.Empty(t, cache.held, "the lock is free")
 	})
 }
 
-// Two processes hold the same refresh token, which a server with reuse detection
-// takes once: a second use would kill the first one's tokens. There is no lock.
+// Two processes have the same refresh token, which a server with reuse detection
+// accepts once: a second use would revoke the first one's tokens.
 func TestWithoutALockOnlyTheSourceThatObtainedARefreshTokenSendsIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithReuseDetection())
 		cache := new(memoryCache)
-		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
-		require.Equal(t, token(t, a).RefreshToken, token(t, b).RefreshToken)
+		fleet := fleetOf(t, server, 2, WithCache(cache))
+		require.Equal(t, token(t, fleet[0]).RefreshToken, token(t, fleet[1]).RefreshToken)
 		time.Sleep(time.Hour)
-
-		// Both look into the cache before either has stored what it got.
 		server.SetLatency(100 * time.Millisecond)
-		var tokens [2]*oauth2.Token
-		var both sync.WaitGroup
-		both.Go(func() { tokens[0] = token(t, a) })
-		both.Go(func() {
-			time.Sleep(50 * time.Millisecond)
-			tokens[1] = token(t, b)
-		})
-		both.Wait()
-		assert.True(t, server.Alive(tokens[0].AccessToken))
-		assert.True(t, server.Alive(tokens[1].AccessToken))
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials}, grantTypes(server))
-	})
-}
-
-func TestRevokeDeletesWhatIsCached(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := new(memoryCache)
-		s := sourceOf(t, server, WithCache(cache))
-		first := token(t, s)
-		require.NoError(t, s.Revoke(t.Context()))
-		assert.Empty(t, cache.entries)
-		next := token(t, sourceOf(t, server, WithCache(cache)))
-		assert.NotEqual(t, first.AccessToken, next.AccessToken)
-		assert.Equal(t, next.AccessToken, token(t, s).AccessToken)
-		assert.Len(t, server.TokenRequests(), 2)
-	})
-}
-
-// Two processes that start at once without a lock get a refresh token each. One
-// then adopts what the other stores, and still revokes its own.
-func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
-		cache := new(memoryCache)
-		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
-		var first *oauth2.Token
-		var callers sync.WaitGroup
-		callers.Go(func() { first = token(t, a) })
-		time.Sleep(time.Millisecond) // so that b overwrites what a stores
-		second := token(t, b)
-		callers.Wait()
-		require.NotEqual(t, first.RefreshToken, second.RefreshToken)
-		time.Sleep(time.Hour)
-		require.Equal(t, token(t, a).AccessToken, token(t, b).AccessToken)
-		require.Len(t, server.RefreshTokens(), 2, "one was used up, one is in use, and one is nobody's")
-		seen := 0
-		for _, s := range []*TokenSource{a, b} {
-			require.NoError(t, s.Revoke(t.Context()))
-			var hints []string
-			for _, r := range server.RevokeRequests()[seen:] {
-				hints = append(hints, r.Form.Get("token_type_hint"))
-			}
-			seen += len(hints)
-			assert.IsNonIncreasing(t, hints, "those that could mint more come first")
+		for _, tok := range together(t, fleet) { // both look into the cache before either has stored what it got
+			assert.True(t, server.Alive(tok.AccessToken))
 		}
-		assert.Equal(t, 6, seen, "of each, two tokens, and the refresh token that it read in the cache before it overwrote it, or replaced by adopting")
-		assert.Empty(t, server.RefreshTokens())
-		assert.Empty(t, server.AccessTokens())
+		assert.ElementsMatch(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials}, grantTypes(server))
 	})
-}
-
-func TestRevokeOfAnAdoptedTokenMakesTwoRequests(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := newLockingCache()
-		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
-		for range 10 {
-			token(t, a)
-			token(t, b)
-			time.Sleep(time.Hour)
-		}
-		last := token(t, a)
-		require.Equal(t, last.AccessToken, token(t, b).AccessToken)
-		require.NoError(t, b.Revoke(t.Context()))
-		assert.False(t, server.Alive(last.AccessToken))
-		assert.Len(t, server.RevokeRequests(), 2, "what other processes used up is not revoked again")
-	})
-}
-
-func TestRefusedRefreshTokenIsNotRevoked(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		server.Revoke(token(t, s).RefreshToken)
-		time.Sleep(time.Hour)
-		last := token(t, s)
-		require.NoError(t, s.Revoke(t.Context()))
-		var revoked []string
-		for _, r := range server.RevokeRequests() {
-			revoked = append(revoked, r.Form.Get("token"))
-		}
-		assert.Equal(t, []string{last.RefreshToken, last.AccessToken}, revoked)
-	})
-}
-
-// Nobody knows when a token dies whose lifetime the server did not say.
-func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := new(memoryCache)
-		server.Enqueue(moovtest.Answer{Body: `{"access_token":"who-knows-how-long"}`})
-		token(t, sourceOf(t, server, WithCache(cache)))
-		s := sourceOf(t, server, WithCache(cache))
-		require.Equal(t, "who-knows-how-long", token(t, s).AccessToken)
-		time.Sleep(time.Hour)
-		token(t, s)
-		require.NoError(t, s.Revoke(t.Context()))
-		var revoked []string
-		for _, r := range server.RevokeRequests() {
-			revoked = append(revoked, r.Form.Get("token"))
-		}
-		assert.Contains(t, revoked, "who-knows-how-long")
-	})
-}
-
-// The clock of a machine is ahead by up to a minute: to that machine, what others cached
-// expires earlier, and is alive for that long afterwards.
-func TestAdoptedTokenIsRevokedWhileTheOtherMachinesClockSaysThatItLives(t *testing.T) {
-	t.Parallel()
-	for _, ahead := range []time.Duration{0, 30 * time.Second, 59 * time.Second} {
-		t.Run(ahead.String(), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t)
-				cache := newLockingCache()
-				first := token(t, sourceOf(t, server, WithCache(cache)))
-				s := sourceOf(t, server, WithCache(cache))
-				clock := s.endpoint.clock
-				s.endpoint.clock = func() instant {
-					now := clock()
-					now.wall += int64(ahead)
-					return now
-				}
-				require.Equal(t, first.AccessToken, token(t, s).AccessToken)
-				require.Len(t, server.TokenRequests(), 1)
-
-				time.Sleep(15*time.Minute - 2*time.Second)
-				require.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
-				require.True(t, server.Alive(first.AccessToken))
-				require.NoError(t, s.Revoke(t.Context()))
-				assert.False(t, server.Alive(first.AccessToken))
-				assert.Empty(t, server.AccessTokens())
-			})
-		})
-	}
 }
 
 func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
@@ -379,169 +266,154 @@ func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
 		server.Revoke(first.AccessToken)
 		s.Invalidate(first.AccessToken)
 		second := token(t, s)
-		assert.True(t, server.Alive(second.AccessToken))
+		assert.True(t, server.Alive(second.AccessToken), "the cache had the invalidated token")
 		_, entry := cache.only(t)
 
-		// Another process has adopted the refused one as well.
-		old := sourceOf(t, server, WithCache(cache), WithToken(first))
-		old.Invalidate(first.AccessToken)
-		assert.Equal(t, second.AccessToken, token(t, old).AccessToken, "no token request is needed")
+		// The API refused the first token to another process, too.
+		other := sourceOf(t, server, WithCache(cache), WithToken(first))
+		other.Invalidate(first.AccessToken)
+		assert.Equal(t, second.AccessToken, token(t, other).AccessToken, "the token of another process is adopted without a request")
 		assert.Len(t, server.TokenRequests(), 2)
 		_, same := cache.only(t)
 		assert.Equal(t, entry, same)
-
-		// What is older than the current token is not adopted either.
-		key, _ := cache.only(t)
-		time.Sleep(time.Hour)
-		third := token(t, s)
-		cache.entries[key] = entry
-		time.Sleep(2 * time.Second)
-		s.Invalidate(third.AccessToken)
-		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
 	})
 }
 
-func TestRevokedTokenIsNotAdoptedIfItCouldNotBeDeleted(t *testing.T) {
+func TestCachedTokenThatExpiresSoonerIsNotAdopted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
-		kept := new(memoryCache)
-		cache := fakeCache{
-			get:    func(ctx context.Context) ([]byte, error) { return kept.Get(ctx, "") },
-			put:    func(ctx context.Context, data []byte) error { return kept.Put(ctx, "", data) },
-			remove: func(context.Context) error { return errors.New("read only") },
-			lock:   func(context.Context) (func(), error) { return func() {}, nil },
-		}
-		s := sourceOf(t, server, WithCache(cache))
-		token(t, s)
-		require.NoError(t, s.Revoke(t.Context()), "the tokens are dead, whatever the cache does")
-		assert.True(t, server.Alive(token(t, s).AccessToken))
+		cache := new(memoryCache)
+		old := token(t, sourceOf(t, server, WithCache(cache)))
+		key, entry := cache.only(t)
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, cache.Delete(t.Context(), key))
+		s := sourceOf(t, server, WithCache(cache), WithEarlyRefresh(12*time.Minute))
+		second := token(t, s)
+		require.NoError(t, cache.Put(t.Context(), key, entry)) // by someone who can write to the cache
+		time.Sleep(5 * time.Minute)
+		assert.Equal(t, second.AccessToken, token(t, s).AccessToken) // and begins a refresh
+		synctest.Wait()
+		assert.NotContains(t, []string{old.AccessToken, second.AccessToken}, token(t, s).AccessToken)
+		assert.Len(t, server.TokenRequests(), 3)
 	})
 }
 
-// Whatever a cache does, there is a token, after 2 s at most.
+// Whatever a cache does, there is a token, soon.
 func TestCacheThatFails(t *testing.T) {
 	t.Parallel()
-	failed := errors.New("no route to cache")
-	fail := fakeCache{
-		get:    func(context.Context) ([]byte, error) { return nil, failed },
-		put:    func(context.Context, []byte) error { return failed },
-		remove: func(context.Context) error { return failed },
-		lock:   func(context.Context) (func(), error) { return nil, failed },
+	const seconds = time.Second
+	down := errors.New("no route to cache")
+	fails := func(c *fakeCache) {
+		c.get = func(context.Context) ([]byte, error) { return nil, down }
+		c.put = func(context.Context, []byte) error { return down }
+		c.remove = func(context.Context) error { return down }
+		c.lock = func(context.Context) (func(), error) { return nil, down }
 	}
-	panics := fakeCache{
-		get:    func(context.Context) ([]byte, error) { panic("Get out of order") },
-		put:    func(context.Context, []byte) error { panic("Put out of order") },
-		remove: func(context.Context) error { panic("Delete out of order") },
-		lock:   func(context.Context) (func(), error) { panic("Lock out of order") },
+	hangs := func(c *fakeCache) {
+		c.get = func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }
+		c.put = func(ctx context.Context, _ []byte) error { <-ctx.Done(); return ctx.Err() }
+		c.remove = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	}
-	exits := fakeCache{
-		get:    func(context.Context) ([]byte, error) { runtime.Goexit(); return nil, nil },
-		put:    func(context.Context, []byte) error { runtime.Goexit(); return nil },
-		remove: func(context.Context) error { runtime.Goexit(); return nil },
-		lock:   func(context.Context) (func(), error) { runtime.Goexit(); return nil, nil },
+	hangsIn := func(op string) func(c *fakeCache) {
+		return func(c *fakeCache) {
+			get, n := c.get, 0
+			c.get = func(ctx context.Context) ([]byte, error) {
+				if n++; op == "second Get" && n == 2 {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				return get(ctx)
+			}
+			if op == "Put" {
+				c.put = func(ctx context.Context, _ []byte) error { <-ctx.Done(); return ctx.Err() }
+			}
+		}
 	}
-	hangs := fakeCache{
-		get:    func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() },
-		put:    func(ctx context.Context, _ []byte) error { <-ctx.Done(); return ctx.Err() },
-		remove: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
-		lock:   func(ctx context.Context) (func(), error) { <-ctx.Done(); return nil, ctx.Err() },
+	finds := func(data []byte, err error) func(c *fakeCache) {
+		return func(c *fakeCache) { c.get = func(context.Context) ([]byte, error) { return data, err } }
 	}
-	deaf := fakeCache{
-		get:    func(context.Context) ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
-		put:    func(context.Context, []byte) error { time.Sleep(time.Minute); return nil },
-		remove: func(context.Context) error { time.Sleep(time.Minute); return nil },
-		lock:   func(context.Context) (func(), error) { time.Sleep(time.Minute); return func() {}, nil },
-	}
-	answers := func(data []byte) fakeCache {
-		c := fail
-		c.get = func(context.Context) ([]byte, error) { return data, nil }
-		c.put = func(context.Context, []byte) error { return nil }
-		c.lock = func(context.Context) (func(), error) { return nil, nil }
-		return c
-	}
-	only := func(base fakeCache, change func(c *fakeCache)) fakeCache { change(&base); return base }
-	works := only(answers(nil), func(c *fakeCache) {
-		c.remove = func(context.Context) error { return nil }
-		c.lock = func(context.Context) (func(), error) { return func() {}, nil }
-	})
 	for _, c := range []struct {
-		name  string
-		cache Cache
-		want  string // in the log; "": nothing
-		took  time.Duration
-		read  bool // it can be locked and read
+		name     string
+		change   func(c *fakeCache) // of a cache that works
+		calls    string             // that are made for the first token
+		failures uint64             // of them
+		want     string             // in LastCacheError and the log
+		took     time.Duration
+		unknown  bool // Revoke cannot tell what the cache has
 	}{
-		{"works", works, "", 0, true},
-		{"fails", fail, "no route to cache", 0, false},
-		{"panics", panics, "Get out of order", 0, false},
-		{"ends its goroutine", exits, "runtime.Goexit", 0, false},
-		{"hangs", hangs, "not done within 2s", 2 * time.Second, false},
-		{"does not heed its context", deaf, "not done within 2s", 2 * time.Second, false},
-		{"hangs in Lock", only(works, func(c *fakeCache) { c.lock = hangs.lock }), "Lock", 1500 * time.Millisecond, false},
-		{"hangs in Put", only(works, func(c *fakeCache) { c.put = hangs.put }), "Put", 2 * time.Second, true},
-		{"hangs in unlock", only(works, func(c *fakeCache) {
-			c.lock = func(context.Context) (func(), error) { return func() { time.Sleep(time.Minute) }, nil }
-		}), "unlock", 2 * time.Second, true},
-		{"panics in unlock", only(works, func(c *fakeCache) {
-			c.lock = func(context.Context) (func(), error) { return func() { panic("unlock out of order") }, nil }
-		}), "unlock out of order", 0, true},
-		{"has nothing, and says so as autocert does", only(works, func(c *fakeCache) {
-			c.get = func(context.Context) ([]byte, error) { return nil, errors.New("acme/autocert: certificate cache miss") }
-		}), "", 0, true},
-		{"has nothing, and says so as package os does", only(works, func(c *fakeCache) {
-			c.get = func(context.Context) ([]byte, error) { return nil, fmt.Errorf("redis: %w", fs.ErrNotExist) }
-		}), "", 0, true},
-		{"returns nothing instead of an unlock", answers(nil), "neither an unlock function nor an error", 0, false},
-		{"holds garbage", answers([]byte("garbage")), "not of this format", 0, false},
-		{"holds garbage of the format", answers([]byte(entryFormat + "garbage")), "it was altered", 0, false},
-		{"holds another format", answers([]byte("moovauth-0:garbage")), "not of this format", 0, false},
-		{"holds too much", answers(append([]byte(entryFormat), make([]byte, maxEntry)...)), "not of this format", 0, false},
+		{"works", func(*fakeCache) {}, "Get Lock Get Put", 0, "", 0, false},
+		{"fails", fails, "Get Lock Get Put", 4, "Put: no route to cache", 0, true},
+		{"fails in Lock", func(c *fakeCache) { c.lock = func(context.Context) (func(), error) { return nil, down } },
+			"Get Lock Get Put", 1, "Lock: no route to cache", 0, true},
+		{"fails in Put, as if there were no entry", func(c *fakeCache) {
+			c.put = func(context.Context, []byte) error {
+				return fmt.Errorf("the bucket does not exist: %w", fs.ErrNotExist)
+			}
+		}, "Get Lock Get Put", 1, "Put: the bucket does not exist", 0, false},
+		{"fails in Delete, as if there were no entry", func(c *fakeCache) {
+			c.remove = func(context.Context) error { return fs.ErrNotExist }
+		}, "Get Lock Get Put", 0, "", 0, false},
+		{"hangs", hangs, "Get", 1, "Get: not done within 2s", 2 * seconds, true},
+		{"hangs in the second Get", hangsIn("second Get"), "Get Lock Get", 1, "Get: not done within 2s", 2 * seconds, false},
+		{"hangs in Put", hangsIn("Put"), "Get Lock Get Put", 1, "Put: not done within 2s", 2 * seconds, false},
+		{"is locked by another process", func(c *fakeCache) {
+			c.lock = func(ctx context.Context) (func(), error) { <-ctx.Done(); return nil, ctx.Err() }
+		}, "Get Lock Get Put", 0, "", 2 * seconds, true},
+		{"has no entry, and says so as autocert does", finds(nil, errors.New("acme/autocert: certificate cache miss")), "Get Lock Get Put", 0, "", 0, false},
+		{"has no entry, and says so as package os does", finds(nil, fmt.Errorf("redis: %w", fs.ErrNotExist)), "Get Lock Get Put", 0, "", 0, false},
+		{"holds garbage", finds([]byte("garbage"), nil), "Get Lock Get Put", 2, "not of this format", 0, true},
+		{"holds garbage of the format", finds([]byte(entryFormat+"garbage"), nil), "Get Lock Get Put", 2, "was altered", 0, true},
+		{"holds another format", finds([]byte("moovauth-0:garbage"), nil), "Get Lock Get Put", 2, "not of this format", 0, true},
+		{"holds too much", finds(append([]byte(entryFormat), make([]byte, maxEntry)...), nil), "Get Lock Get Put", 2, "not of this format", 0, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := inMemory(t)
+				cache := newLockingCache().asFake()
+				c.change(&cache)
+				var calls []string
 				var log bytes.Buffer
-				s := sourceOf(t, server, WithCache(c.cache), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+				s := sourceOf(t, server, WithCache(cache.counted(&calls)), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 				began := time.Now()
-				first := token(t, s)
-				assert.InDelta(t, c.took, time.Since(began), float64(2*time.Millisecond))
-				assert.True(t, server.Alive(first.AccessToken))
+				token(t, s)
+				assert.Equal(t, c.took, time.Since(began))
+				assert.Equal(t, c.calls, strings.Join(calls, " "))
 				assert.Len(t, server.TokenRequests(), 1)
+				stats := s.Stats()
+				assert.Equal(t, c.failures, stats.CacheFailures)
+				assert.Equal(t, int(c.failures), strings.Count(log.String(), "level=WARN"), "each failure is logged: %s", &log)
 				if c.want == "" {
-					assert.Empty(t, log.String())
+					assert.NoError(t, stats.LastCacheError)
 				} else {
+					assert.ErrorContains(t, stats.LastCacheError, c.want)
 					assert.Contains(t, log.String(), c.want)
-					assert.Contains(t, log.String(), "level=WARN")
 				}
-				assert.Equal(t, strings.Contains(c.name, "panics"), strings.Contains(log.String(), "stack="))
 				assert.NotContains(t, log.String(), "garbage")
+
 				err := s.Revoke(t.Context())
-				assert.Equal(t, c.read, err == nil, "Revoke tells whether it knows what the cache held: %v", err)
-				assert.False(t, server.Alive(first.AccessToken))
-				time.Sleep(2 * time.Minute) // for those that do not heed their context
+				assert.Equal(t, c.unknown, err != nil, "Revoke says whether it knows what the cache had: %v", err)
+				assertAllDead(t, server)
 			})
 		})
 	}
 }
 
-func TestTwoClientSecretsShareACacheSideBySide(t *testing.T) {
+// A refresh token that is sent without its mark could be sent by another process.
+func TestNoRefreshTokenIsSentIfTheTimeForTheCacheIsUsedUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		cache := new(memoryCache)
-		var log bytes.Buffer
-		logged := WithLogger(slog.New(slog.NewTextHandler(&log, nil)))
-		before := inMemory(t, moovtest.WithCredentials("public-key", "old-secret"))
-		after := inMemory(t, moovtest.WithCredentials("public-key", "new-secret"))
-		for range 10 {
-			for _, server := range []*moovtest.Server{before, after} {
-				assert.True(t, server.Alive(token(t, sourceOf(t, server, WithCache(cache), logged)).AccessToken))
-			}
-		}
-		assert.Len(t, cache.entries, 2)
-		assert.Len(t, before.TokenRequests(), 1)
-		assert.Len(t, after.TokenRequests(), 1)
-		assert.Empty(t, log.String())
+		server := inMemory(t)
+		kept := newLockingCache()
+		token(t, sourceOf(t, server, WithCache(kept.asFake())))
+		time.Sleep(time.Hour)
+		slow := kept.asFake()
+		slow.put = func(ctx context.Context, _ []byte) error { <-ctx.Done(); return ctx.Err() }
+		var calls []string
+		token(t, sourceOf(t, server, WithCache(slow.counted(&calls))))
+		assert.Equal(t, []string{"Get", "Lock", "Get", "Put"}, calls, "the new token is not put")
+		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
+		assert.Empty(t, kept.held, "the lock is free")
 	})
 }
 
@@ -549,97 +421,11 @@ func TestSlowCacheLeavesTimeForTheGrant(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(600*time.Millisecond))
-		hang := func(ctx context.Context) { <-ctx.Done() }
-		s := sourceOf(t, server, WithTimeout(time.Second), WithCache(fakeCache{
-			get:  func(ctx context.Context) ([]byte, error) { hang(ctx); return nil, ctx.Err() },
-			put:  func(ctx context.Context, _ []byte) error { hang(ctx); return ctx.Err() },
-			lock: func(ctx context.Context) (func(), error) { hang(ctx); return nil, ctx.Err() },
-		}))
+		cache := newLockingCache().asFake()
+		cache.get = func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }
 		began := time.Now()
-		token(t, s)
-		assert.Equal(t, 850*time.Millisecond, time.Since(began))
-	})
-}
-
-func TestLockThatComesTooLateIsGivenBack(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := newLockingCache()
-		slow := fakeCache{
-			get: func(context.Context) ([]byte, error) { return nil, nil },
-			put: func(context.Context, []byte) error { return nil },
-			lock: func(context.Context) (func(), error) {
-				time.Sleep(time.Minute)
-				return cache.Lock(context.Background(), "")
-			},
-		}
-		token(t, sourceOf(t, server, WithCache(slow)))
-		time.Sleep(2 * time.Minute)
-		assert.Empty(t, cache.held)
-	})
-}
-
-func TestLockIsGivenBackIfNoTimeIsLeft(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := newLockingCache()
-		var gets atomic.Int32
-		token(t, sourceOf(t, server, WithCache(fakeCache{
-			get: func(ctx context.Context) ([]byte, error) {
-				if gets.Add(1) == 2 {
-					<-ctx.Done()
-				}
-				return nil, ctx.Err()
-			},
-			put:  func(context.Context, []byte) error { panic("no time is left") },
-			lock: func(ctx context.Context) (func(), error) { return cache.Lock(ctx, "") },
-		})))
-		synctest.Wait()
-		assert.Empty(t, cache.held)
-	})
-}
-
-func TestCacheThatHangsIsAskedOnceInEachGrant(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		var log bytes.Buffer
-		token(t, sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(&log, nil))), WithCache(fakeCache{
-			get: func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() },
-		})))
-		assert.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
-	})
-}
-
-func TestUnlockThatPanicsTooLateHarmsNobody(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		token(t, sourceOf(t, server, WithCache(fakeCache{
-			get: func(context.Context) ([]byte, error) { return nil, nil },
-			put: func(context.Context, []byte) error { return nil },
-			lock: func(context.Context) (func(), error) {
-				time.Sleep(time.Minute)
-				return func() { panic("out of order") }, nil
-			},
-		})))
-		time.Sleep(2 * time.Minute)
-	})
-}
-
-func TestTokenThatIsTooLargeIsNotCached(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := new(memoryCache)
-		server.Enqueue(moovtest.Answer{Body: `{"access_token":"` + strings.Repeat("x", maxEntry/2) + `"}`})
-		var log bytes.Buffer
-		token(t, sourceOf(t, server, WithCache(cache), WithLogger(slog.New(slog.NewTextHandler(&log, nil)))))
-		assert.Empty(t, cache.entries)
-		assert.Contains(t, log.String(), "too large")
-		assert.Less(t, log.Len(), 1000)
+		token(t, sourceOf(t, server, WithTimeout(time.Second), WithCache(cache)))
+		assert.Equal(t, 850*time.Millisecond, time.Since(began), "a quarter of WithTimeout for the cache")
 	})
 }
 
@@ -655,18 +441,67 @@ func TestLockIsGivenBackAfterAFailedGrant(t *testing.T) {
 	})
 }
 
-// A machine whose clock is wrong must not take a token for good that has expired.
+func TestTwoClientSecretsShareACacheSideBySide(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cache := new(memoryCache)
+		before := inMemory(t, moovtest.WithCredentials("public-key", "old-secret"))
+		after := inMemory(t, moovtest.WithCredentials("public-key", "new-secret"))
+		for range 10 {
+			for _, server := range []*moovtest.Server{before, after} {
+				s := sourceOf(t, server, WithCache(cache))
+				assert.True(t, server.Alive(token(t, s).AccessToken))
+				assert.Zero(t, s.Stats().CacheFailures)
+			}
+		}
+		assert.Len(t, cache.entries, 2)
+		assert.Len(t, before.TokenRequests(), 1)
+		assert.Len(t, after.TokenRequests(), 1)
+	})
+}
+
+func TestTokenThatIsTooLargeIsNotCached(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		server.Enqueue(moovtest.Answer{Body: `{"access_token":"` + strings.Repeat("x", maxEntry/2) + `"}`})
+		s := sourceOf(t, server, WithCache(cache))
+		token(t, s)
+		assert.Empty(t, cache.entries)
+		assert.ErrorContains(t, s.Stats().LastCacheError, "too large")
+		assert.Less(t, len(s.Stats().LastCacheError.Error()), 200)
+	})
+}
+
+// A machine whose clock is wrong must not use a token that has expired.
 func TestCachedTokenLivesNoLongerThanItsLifetime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
 		first := sourceOf(t, server, WithCache(cache))
-		clock := first.endpoint.clock
-		first.endpoint.clock = func() instant { return clock().add(time.Hour) } // an hour fast
+		real := first.core.config.clock
+		first.core.config.clock = func() instant { return real().add(time.Hour) } // an hour fast
 		token(t, first)
 		s := sourceOf(t, server, WithCache(cache))
 		assert.WithinDuration(t, time.Now().Add(15*time.Minute), token(t, s).Expiry, time.Second)
+	})
+}
+
+func TestInvalidateWhileATokenIsPutIntoTheCache(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache().asFake()
+		cache.put = func(context.Context, []byte) error { time.Sleep(time.Second); return nil }
+		s := sourceOf(t, server, WithCache(cache))
+		go func() { _, _ = s.Token() }()
+		time.Sleep(100 * time.Millisecond)
+		refused := token(t, s)
+		server.Revoke(refused.AccessToken)
+		s.Invalidate(refused.AccessToken)
+		assert.True(t, server.Alive(token(t, s).AccessToken))
 	})
 }
 
@@ -678,33 +513,33 @@ func TestWhatIsCachedIsSealed(t *testing.T) {
 	tok := token(t, first)
 	key, data := cache.only(t)
 	for _, secret := range []string{tok.AccessToken, tok.RefreshToken, server.ClientSecret, server.ClientID, pingScope} {
-		for size := 8; size <= len(secret); size++ {
-			assert.NotContains(t, string(data), secret[:size])
-			assert.NotContains(t, key, secret[:size])
+		for end := 8; end <= len(secret); end++ {
+			assert.NotContains(t, string(data), secret[end-8:end])
+			assert.NotContains(t, key, secret[end-8:end])
 		}
 	}
-	e, err := first.store.open(data)
+	store := first.core.cache
+	e, err := store.open(data)
 	require.NoError(t, err)
 	require.Equal(t, tok.AccessToken, e.AccessToken)
 
 	for i := range data {
 		for bit := range 8 {
 			data[i] ^= 1 << bit
-			_, err := first.store.open(data)
+			_, err := store.open(data)
 			require.Error(t, err, "byte %d, bit %d", i, bit)
 			data[i] ^= 1 << bit
 		}
-		_, err := first.store.open(data[:i])
+		_, err := store.open(data[:i])
 		require.Error(t, err, "cut after %d bytes", i)
 	}
 
 	other := sourceOf(t, server, WithCache(cache), WithScopes("/fed.read"))
-	require.NotEqual(t, key, other.store.key)
-	_, err = other.store.open(data)
-	require.Error(t, err, "it is bound to its key")
-	again, err := json.Marshal(e)
-	require.NoError(t, err)
-	assert.NotEqual(t, data, append([]byte(entryFormat), first.store.seal.Seal(nil, nil, again, []byte(entryFormat))...), "no nonce is used twice")
+	_, err = other.core.cache.open(data)
+	require.Error(t, err, "an entry cannot be moved to another key")
+	require.True(t, store.session(time.Minute).put(t.Context(), e))
+	_, again := cache.only(t)
+	assert.NotEqual(t, data, again, "no nonce is used twice")
 }
 
 func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
@@ -712,7 +547,7 @@ func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
 	keyOf := func(creds Credentials, opts ...Option) string {
 		s, err := NewTokenSource(creds, append([]Option{WithCache(new(memoryCache))}, opts...)...)
 		require.NoError(t, err)
-		return s.store.key
+		return s.core.cache.key
 	}
 	a := keyOf(testCredentials, WithScopes("/ping.read", "/fed.read"))
 	assert.Equal(t, a, keyOf(testCredentials, WithScopes("/fed.read", "/ping.read", "/fed.read"), WithOrigin("https://example.com")))
@@ -720,6 +555,7 @@ func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
 		keyOf(testCredentials, WithScopes("/ping.read")),
 		keyOf(testCredentials, WithScopes("/ping.read", "/fed.read"), WithBaseURL("https://gateway.example.com")),
 		keyOf(Credentials{"another", testCredentials.ClientSecret}, WithScopes("/ping.read", "/fed.read")),
+		keyOf(Credentials{testCredentials.ClientID, "another"}, WithScopes("/ping.read", "/fed.read")),
 	} {
 		assert.NotEqual(t, a, other)
 	}
@@ -737,222 +573,27 @@ func TestCacheOptionsThatCannotWork(t *testing.T) {
 func FuzzOpenCached(f *testing.F) {
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(new(memoryCache)))
 	require.NoError(f, err)
+	store := s.core.cache
 	sealed := func(text string) []byte {
-		return append([]byte(entryFormat), s.store.seal.Seal(nil, nil, []byte(text), []byte(entryFormat))...)
+		return append([]byte(entryFormat), store.seal.Seal(nil, nil, []byte(text), []byte(store.key))...)
 	}
 	f.Add([]byte(nil))
 	f.Add([]byte(entryFormat))
 	f.Add(sealed(`{"access_token":"x"}`))
-	f.Add(sealed(`null`))
+	f.Add([]byte(`{"access_token":"x","expires_in":900,"extra":{"list":[1]}}`))
+	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if e, err := s.store.open(data); err == nil {
-			require.True(t, usable(e.AccessToken))
+		if e, err := store.open(data); err == nil {
+			require.True(t, headerSafe(e.AccessToken))
 		}
-		if e, err := s.store.open(sealed(string(data))); err == nil { // of a later version, say
-			require.True(t, usable(e.AccessToken))
-			h := s.endpoint.newHeld(e.token(), s.endpoint.clock(), time.Duration(e.ExpiresIn)*time.Second)
-			require.NotNil(t, h)
+		if e, err := store.open(sealed(string(data))); err == nil { // such as one of a later version
+			require.True(t, headerSafe(e.AccessToken))
+			text, err := json.Marshal(e)
+			require.NoError(t, err)
+			again, err := store.open(sealed(string(text)))
+			require.NoError(t, err)
+			require.Equal(t, e.Token, again.Token)
+			require.NotNil(t, s.core.config.newCurrentToken(e.token(), clock(), time.Duration(e.ExpiresIn)*time.Second))
 		}
 	})
-}
-
-func TestInvalidateWhileATokenIsPutIntoTheCache(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server, WithCache(fakeCache{
-			get:  func(context.Context) ([]byte, error) { return nil, nil },
-			put:  func(context.Context, []byte) error { time.Sleep(time.Second); return nil },
-			lock: func(context.Context) (func(), error) { return func() {}, nil },
-		}))
-		go func() { _, _ = s.Token() }()
-		time.Sleep(100 * time.Millisecond)
-		refused := token(t, s)
-		server.Revoke(refused.AccessToken)
-		s.Invalidate(refused.AccessToken)
-		assert.True(t, server.Alive(token(t, s).AccessToken))
-	})
-}
-
-func TestLoggerThatPanicsDuringRevokeHarmsNobody(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server, onWarning(func() { panic("out of order") }), WithCache(fakeCache{
-			get:    func(context.Context) ([]byte, error) { return nil, nil },
-			put:    func(context.Context, []byte) error { return nil },
-			remove: func(context.Context) error { return errors.New("down") },
-			lock:   func(context.Context) (func(), error) { return func() {}, nil },
-		}))
-		for range 2 {
-			token(t, s)
-			require.NoError(t, s.Revoke(t.Context()))
-		}
-		assert.Empty(t, server.AccessTokens())
-	})
-}
-
-// brokenCache is a lockingCache that does what its mood says.
-type brokenCache struct {
-	*lockingCache
-	mood atomic.Value // of a string
-}
-
-func (c *brokenCache) is(mood string) bool { return c.mood.Load() == mood }
-
-func (c *brokenCache) try(ctx context.Context) error {
-	switch c.mood.Load() {
-	case "down":
-		return errors.New("no route to cache")
-	case "silent":
-		<-ctx.Done()
-		return ctx.Err()
-	case "out of order":
-		panic("out of order")
-	}
-	return nil
-}
-
-func (c *brokenCache) Get(ctx context.Context, key string) ([]byte, error) {
-	if err := c.try(ctx); err != nil {
-		return nil, err
-	}
-	data, err := c.lockingCache.Get(ctx, key)
-	if c.is("damaged") && len(data) > 0 {
-		data = bytes.Clone(data)
-		data[len(data)/2] ^= 1
-	}
-	return data, err
-}
-
-func (c *brokenCache) Put(ctx context.Context, key string, data []byte) error {
-	if err := c.try(ctx); err != nil {
-		return err
-	}
-	return c.lockingCache.Put(ctx, key, data)
-}
-
-func (c *brokenCache) Delete(ctx context.Context, key string) error {
-	if err := c.try(ctx); err != nil {
-		return err
-	}
-	return c.lockingCache.Delete(ctx, key)
-}
-
-func (c *brokenCache) Lock(ctx context.Context, key string) (func(), error) {
-	if err := c.try(ctx); err != nil {
-		return nil, err
-	}
-	return c.lockingCache.Lock(ctx, key)
-}
-
-// A day of a fleet of six, in which the cache, the endpoint and the processes
-// fail at random. While the endpoint is up there is a token for every call, and
-// it is one that the server takes within a few seconds.
-func TestFleetSoak(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else the race detector itself crashes now and then: see golang/go#78156
-	seeds := uint64(4)
-	if testing.Short() {
-		seeds = 1
-	}
-	for seed := range seeds {
-		synctest.Test(t, func(t *testing.T) {
-			random := rand.New(rand.NewPCG(seed, 0))
-			server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
-			o := &outage{RoundTripper: server.Transport()}
-			cache := &brokenCache{lockingCache: newLockingCache()}
-			cache.latency = time.Millisecond
-			cache.mood.Store("")
-			start := func() *TokenSource {
-				return sourceOf(t, server, WithCache(cache), WithHTTPClient(&http.Client{Transport: o}))
-			}
-			fleet := make([]*TokenSource, 6)
-			for i := range fleet {
-				fleet[i] = start()
-			}
-			var up, restored time.Time // when the endpoint was last put right, and when tokens last died before their time
-			down := false
-			for began := time.Now(); time.Since(began) < 24*time.Hour; {
-				switch random.IntN(60) {
-				case 0:
-					down = true
-					o.set([]int{http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusUnauthorized}[random.IntN(3)], retryAfterHeader("5"))
-				case 1, 2, 3:
-					if down {
-						up, down = time.Now(), false
-						o.set(0, nil)
-					}
-				case 4:
-					cache.mood.Store([]string{"down", "silent", "out of order", "damaged"}[random.IntN(4)])
-				case 5, 6:
-					cache.mood.Store("")
-				case 7:
-					fleet[random.IntN(len(fleet))] = start()
-				case 8:
-					if random.IntN(10) == 0 {
-						server.RevokeAll()
-						restored = time.Now()
-					}
-				case 9:
-					if random.IntN(10) == 0 && !down {
-						if err := fleet[random.IntN(len(fleet))].Revoke(t.Context()); err != nil && time.Since(up) > time.Minute && cache.is("") {
-							t.Errorf("seed %d: Revoke: %v", seed, err)
-						}
-						restored = time.Now()
-					}
-				}
-				var all sync.WaitGroup
-				for i, s := range fleet {
-					if random.IntN(3) == 0 {
-						continue // it does nothing this time
-					}
-					all.Go(func() {
-						ctx, cancel := context.WithTimeout(t.Context(), defaultTimeout+time.Second)
-						defer cancel()
-						for tries := 0; ; tries++ {
-							tok, err := s.TokenContext(ctx)
-							switch {
-							case err != nil:
-								if !down && time.Since(up) > time.Minute {
-									t.Errorf("seed %d, source %d: %v", seed, i, err)
-								}
-								return
-							case server.Alive(tok.AccessToken):
-								return
-							case time.Since(restored) > time.Hour || tries > 5:
-								t.Errorf("seed %d, source %d: a dead token, %d times", seed, i, tries)
-								return
-							}
-							s.Invalidate(tok.AccessToken)
-							time.Sleep(time.Second)
-						}
-					})
-				}
-				all.Wait()
-				time.Sleep(time.Duration(random.Int64N(int64(2 * time.Minute))))
-			}
-			time.Sleep(time.Hour)
-			assert.Empty(t, cache.held, "seed %d: the lock is free", seed)
-			assert.Less(t, len(server.TokenRequests()), 500, "seed %d", seed)
-			t.Logf("seed %d: %d token requests", seed, len(server.TokenRequests()))
-		})
-	}
-}
-
-// The record of a refresh token is gone once its entry is overwritten.
-func TestRefreshTokenInAnEntryThatIsOverwrittenIsRevoked(t *testing.T) {
-	t.Parallel()
-	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t)
-				token(t, sourceOf(t, server, WithCache(cache)))
-				time.Sleep(time.Hour)
-				s := sourceOf(t, server, WithCache(cache))
-				token(t, s)
-				require.NoError(t, s.Revoke(t.Context()))
-				assertAllDead(t, server)
-			})
-		})
-	}
 }

@@ -1,88 +1,65 @@
 package moovauth
 
-// This file holds what goes wrong, as a caller sees it: what an endpoint
-// answered, a cool-down, and the failures that are no answer. How an answer
-// becomes an Error is in refusal.go.
+// This file is what goes wrong, as a caller sees it: a refusal of the server, a
+// cool-down, and the failures that are no answer of the server. How an Error is
+// read from an answer is in reply.go.
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
-
-	"github.com/moovauth/moovauth/internal/guard"
-	"github.com/moovauth/moovauth/internal/redact"
-)
-
-// The values of Error.Op.
-const (
-	opToken  = "token"
-	opRevoke = "revoke"
 )
 
 const (
 	maxErrorText = 2 << 10 // bytes of an error's text, and of the body that it keeps
-	maxShort     = 256     // bytes of anything else that it keeps
-	maxQuoted    = 200     // characters of a quotation
+	maxShort     = 256     // bytes of each other text that it keeps
+	maxQuoted    = 200     // bytes of a quotation
+	maxFields    = 16      // of an Error
 )
 
-// Error is what the token or revoke endpoint answered when it refused. With
-// [errors.As] an [*oauth2.RetrieveError] is found in it as well. What is
-// known to be secret is masked in all of it. Its text has 2 KiB at most, and so
-// has the body in the RetrieveError; each other string is cut to 256 bytes, and
-// there are 16 Fields at most.
+// Error is a refusal by the token or revoke endpoint. [errors.As] also finds an
+// [*oauth2.RetrieveError] in it, with the same status and body, and without the
+// headers. Known secrets
+// are masked in all of it. Its text and the body are cut to 2 KiB, each other
+// string to 256 bytes, and there are 16 Fields at most.
 type Error struct {
 	Op          string            // "token" or "revoke"
 	GrantType   string            // for "token": "client_credentials" or "refresh_token"
 	StatusCode  int               // of the HTTP response
 	Code        string            // the "error" member (RFC 6749 §5.2), if there is one
 	Description string            // the "error_description" member, if there is one
-	Fields      map[string]string // a 422's members, by field: "scope", "refresh_token", "token", …
-	RequestID   string            // the x-request-id header: the first thing that Moov's support asks for
+	Fields      map[string]string // the members of a 422 by field: "scope", "refresh_token", "token", …
+	RequestID   string            // the x-request-id header, which Moov's support asks for first
 	RetryAfter  time.Duration     // from Retry-After or X-Retry-In; 0 if absent
 
-	advice   string // what to change, if that can be told
-	text     string // "": made by hand
+	advice   string // what to change, if that is known
 	retrieve *oauth2.RetrieveError
 }
 
 // Error says in one line what was refused, why, and what to change.
 func (e *Error) Error() string {
-	if e.text == "" {
-		return e.line()
-	}
-	return e.text
-}
-
-func (e *Error) line() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "moovauth: %s request", e.Op)
-	if e.GrantType != "" {
-		fmt.Fprintf(&b, " (%s)", e.GrantType)
-	}
-	b.WriteString(strings.TrimRight(fmt.Sprintf(" answered %d %s", e.StatusCode, http.StatusText(e.StatusCode)), " "))
-	if e.Code != "" {
-		b.WriteString(" " + quoted(e.Code))
-	}
-	if e.Description != "" {
-		b.WriteString(" " + quoted(e.Description))
+	fmt.Fprintf(&b, "moovauth: %s answered %d %s", &request{op: e.Op, grantType: e.GrantType}, e.StatusCode, http.StatusText(e.StatusCode))
+	for _, text := range []string{e.Code, e.Description} {
+		if text != "" {
+			b.WriteString(" " + quoted(text))
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Fields)) {
-		if b.Len() > maxErrorText/2 {
-			b.WriteString(" …")
-			break
+		if b.Len() < maxErrorText/2 {
+			b.WriteString(" " + quoted(name) + ":" + quoted(e.Fields[name]))
 		}
-		b.WriteString(" " + quoted(name) + ":" + quoted(e.Fields[name]))
 	}
-	if e.Code == "" && len(e.Fields) == 0 && e.retrieve != nil && len(e.retrieve.Body) > 0 {
+	if e.Code == "" && len(e.Fields) == 0 && e.retrieve != nil && len(e.retrieve.Body) > 0 && e.retrieve.Body[0] != '{' {
 		b.WriteString(" " + quoted(string(e.retrieve.Body)))
 	}
 	if e.RetryAfter > 0 {
@@ -94,21 +71,52 @@ func (e *Error) line() string {
 	if e.advice != "" {
 		b.WriteString(": " + e.advice)
 	}
-	return redact.Cut(b.String(), maxErrorText)
+	return cut(b.String(), maxErrorText)
 }
 
-// Temporary reports whether the request is worth retrying: after 408, 429
-// and any 5xx.
+// whatToChange is the advice of an Error.
+func (e *Error) whatToChange(c *config) string {
+	_, refusesToken := e.Fields["refresh_token"]
+	status := e.StatusCode
+	switch {
+	case status/100 == 3:
+		return "redirects are not followed, so that credentials do not go astray: set WithBaseURL to the API's own address"
+	case status == http.StatusNotFound || status == http.StatusMethodNotAllowed:
+		return fmt.Sprintf("this is not Moov's %s endpoint, or the version is malformed: check WithBaseURL, such as %s, and WithVersion", e.Op, DefaultBaseURL)
+	case e.Temporary():
+		return ""
+	case e.GrantType == grantRefreshToken && (e.Code == "invalid_grant" || refusesToken):
+		return "the refresh token has expired, or was revoked or used: give WithToken a new one, or use WithScopes"
+	case status == http.StatusUnauthorized || e.Code == "invalid_client":
+		return "check Credentials against the API key in Moov's dashboard, and whether it is a production or a test key"
+	case e.Op == opToken && (e.refusesScopes() || status == http.StatusUnprocessableEntity):
+		return "check the scopes, the accounts in them, and what the API key may do; the scopes were " + cut(strings.Join(c.scopes, " "), maxShort)
+	case status != http.StatusBadRequest && status != http.StatusForbidden || e.Code == "invalid_grant":
+		return ""
+	case c.origin == "":
+		return "Moov requires an Origin: set WithOrigin to a domain of the API key's allowed-domain list"
+	}
+	return fmt.Sprintf("compare WithOrigin (%s) with the API key's allowed-domain list", c.origin)
+}
+
+// refusesScopes reports whether e is about the scopes that were asked for.
+func (e *Error) refusesScopes() bool {
+	_, scope := e.Fields["scope"]
+	return scope || e.Code == "invalid_scope"
+}
+
+// Temporary reports whether the request is worth retrying: after 408, 421, 425,
+// 429 and any 5xx.
 func (e *Error) Temporary() bool {
-	return e.StatusCode == http.StatusRequestTimeout || e.StatusCode == http.StatusTooManyRequests || e.StatusCode >= 500
+	return e.StatusCode >= 500 || slices.Contains([]int{http.StatusRequestTimeout, http.StatusMisdirectedRequest,
+		http.StatusTooEarly, http.StatusTooManyRequests}, e.StatusCode)
 }
 
 // Timeout is false: the server answered in time.
 func (e *Error) Timeout() bool { return false }
 
-// Unwrap returns the [*oauth2.RetrieveError] of the same answer, for code
-// that knows x/oauth2. Its Response has a Request without credentials, and of
-// the header the fields that help to find out why.
+// Unwrap returns the [*oauth2.RetrieveError] of the same answer, for code that
+// knows x/oauth2.
 func (e *Error) Unwrap() error {
 	if e.retrieve == nil {
 		return nil
@@ -116,27 +124,8 @@ func (e *Error) Unwrap() error {
 	return e.retrieve
 }
 
-// quoted is server text that cannot break a log line, nor fill it.
-func quoted(s string) string {
-	q := strconv.Quote(prefix(s, maxQuoted))
-	if len(q) > 2*maxQuoted {
-		q = redact.Cut(q, 2*maxQuoted) + `…"`
-	}
-	return q
-}
-
-// prefix is the first n characters of s.
-func prefix(s string, n int) string {
-	for i := range s {
-		if n--; n < 0 {
-			return s[:i]
-		}
-	}
-	return s
-}
-
-// CoolDownError is what a caller gets while the source leaves the server alone
-// after a failure. It unwraps to that failure.
+// CoolDownError is returned while a source is backing off after a failure. It
+// unwraps to that failure.
 type CoolDownError struct {
 	Until time.Time // when the next attempt is due
 	Err   error     // the failure
@@ -144,11 +133,7 @@ type CoolDownError struct {
 
 // Error is the failure, and when the next attempt is due.
 func (e *CoolDownError) Error() string {
-	text := "moovauth: the last attempt failed"
-	if e.Err != nil {
-		text = redact.Cut(e.Err.Error(), maxErrorText-maxShort)
-	}
-	return fmt.Sprintf("%s; no request is made before the next attempt, which is due in %v", text, max(0, time.Until(e.Until)).Round(time.Millisecond))
+	return fmt.Sprintf("%v; backing off: the next attempt is due in %v", e.Err, max(0, time.Until(e.Until)).Round(time.Millisecond))
 }
 
 // Unwrap returns the failure.
@@ -163,38 +148,27 @@ func (e *CoolDownError) Timeout() bool { return false }
 // grantError is a failure that is no answer of the server.
 type grantError struct {
 	text               string
-	causes             []error
+	err                error
 	temporary, timeout bool
 }
 
 func (e *grantError) Error() string   { return e.text }
-func (e *grantError) Unwrap() []error { return e.causes }
+func (e *grantError) Unwrap() error   { return e.err }
 func (e *grantError) Temporary() bool { return e.temporary }
 func (e *grantError) Timeout() bool   { return e.timeout }
 
-// failure is err, with what was being done before its text, as an error that
-// has Temporary and Timeout. Nothing is masked here. If doing is "", what has
-// these methods already stays as it is.
-func failure(doing string, err error) error {
+// failure is err as an error that has Temporary and Timeout.
+func failure(err error) error {
 	switch err.(type) {
-	case *Error, *CoolDownError, *grantError:
-		if doing == "" {
-			return err
-		}
+	case nil, *Error, *CoolDownError, *grantError:
+		return err
 	}
-	text := err.Error()
-	if doing != "" {
-		text = doing + ": " + text
-	}
-	return &grantError{redact.Cut(text, maxErrorText), []error{err}, temporary(err), timedOut(err)}
+	return &grantError{cut(err.Error(), maxErrorText), err, temporary(err), timedOut(err)}
 }
 
-// permanent is a failure that no retry helps against.
-func permanent(text string) error { return &grantError{text: text} }
-
-// temporary reports whether what failed with err is worth retrying. Errors that
-// are no answer of the server, such as a failed connection, are temporary,
-// unless the caller went away or code that was plugged in panicked.
+// temporary reports whether what failed with err is worth retrying. An error that
+// is no answer of the server, such as a failed connection, is temporary, unless
+// the caller has left.
 func temporary(err error) bool {
 	if cooling := new(CoolDownError); errors.As(err, &cooling) {
 		return cooling.Temporary()
@@ -205,24 +179,46 @@ func temporary(err error) bool {
 	if failed := new(grantError); errors.As(err, &failed) {
 		return failed.temporary
 	}
-	return timedOut(err) || !errors.Is(err, context.Canceled) && !errors.As(err, new(*guard.PanicError))
+	return timedOut(err) || !errors.Is(err, context.Canceled)
 }
 
-// timedOut reports whether a deadline is what ended err. An error with a
-// Timeout method speaks for those that it wraps: a cool-down is no timeout,
-// even if it follows one.
+// timedOut reports whether a deadline ended err. A cool-down is no timeout, even
+// if it follows one.
 func timedOut(err error) bool {
-	switch e := err.(type) {
-	case nil:
+	if errors.As(err, new(*CoolDownError)) {
 		return false
-	case *url.Error: // which looks no deeper than one level
-		return timedOut(e.Err)
-	case interface{ Timeout() bool }:
-		return e.Timeout()
-	case interface{ Unwrap() error }:
-		return timedOut(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		return slices.ContainsFunc(e.Unwrap(), timedOut)
 	}
-	return errors.Is(err, context.DeadlineExceeded)
+	var timeout interface{ Timeout() bool }
+	return errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, context.DeadlineExceeded)
+}
+
+// notUsedUp reports whether a refresh token whose request failed with err can be
+// sent again: no connection was made, or the server refused with 429. After
+// anything else the server may have used it up, also after a 500 or 503, which a
+// proxy may have written.
+func notUsedUp(err error) bool {
+	failed := new(net.OpError)
+	return throttled(err) || errors.As(err, &failed) && failed.Op == "dial"
+}
+
+// askedWait is how long the server asks to be left alone after err.
+func askedWait(err error) time.Duration {
+	if refused := new(Error); errors.As(err, &refused) {
+		return refused.RetryAfter
+	}
+	return 0
+}
+
+// throttled reports whether err is a 429.
+func throttled(err error) bool {
+	refused := new(Error)
+	return errors.As(err, &refused) && refused.StatusCode == http.StatusTooManyRequests
+}
+
+// quoted is text from outside that cannot break a log line, nor fill it.
+func quoted(s string) string { return strconv.Quote(cut(s, maxQuoted)) }
+
+// cut is at most the first n bytes of s, and no part of a character.
+func cut(s string, n int) string {
+	return strings.ToValidUTF8(s[:min(len(s), n)], "?")
 }

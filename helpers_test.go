@@ -17,19 +17,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/oauth2"
 
-	"github.com/moovauth/moovauth/internal/redact"
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// setOf is a set of secrets.
-func setOf(secrets ...string) *redact.Set {
-	s := new(redact.Set)
-	s.Pin(secrets...)
-	return s
+// timeLeft is how long callers get s's current token.
+func (s *TokenSource) timeLeft() time.Duration {
+	return s.core.state.load().timeLeft(s.core.config.clock())
 }
-
-// goodFor is how long the token in hand is good.
-func (s *TokenSource) goodFor() time.Duration { return s.memory.load().good(s.endpoint.clock()) }
 
 const pingScope = "/ping.read"
 
@@ -127,7 +121,7 @@ func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
 
 // hurried is s, with attempts that do not wait for the next one.
 func hurried(s *TokenSource) *TokenSource {
-	s.endpoint.random = func() float64 { return 0 }
+	s.core.config.random = func() float64 { return 0 }
 	return s
 }
 
@@ -232,4 +226,38 @@ func (l *logged) of(message string) (all []map[string]slog.Value) {
 		}
 	}
 	return all
+}
+func attributesOf(r slog.Record) map[string]slog.Value {
+	attrs := make(map[string]slog.Value)
+	r.Attrs(func(a slog.Attr) bool { attrs[a.Key] = a.Value; return true })
+	return attrs
+}
+
+// handler is a slog handler that does what it says.
+type handler func(slog.Record)
+
+func (h handler) Enabled(context.Context, slog.Level) bool      { return true }
+func (h handler) Handle(_ context.Context, r slog.Record) error { h(r); return nil }
+func (h handler) WithAttrs([]slog.Attr) slog.Handler            { return h }
+func (h handler) WithGroup(string) slog.Handler                 { return h }
+
+// asFake returns a fakeCache that does what c does. A test changes what is to fail.
+func (c *lockingCache) asFake() fakeCache {
+	return fakeCache{
+		get:    func(ctx context.Context) ([]byte, error) { return c.Get(ctx, "") },
+		put:    func(ctx context.Context, data []byte) error { return c.Put(ctx, "", data) },
+		remove: func(ctx context.Context) error { return c.Delete(ctx, "") },
+		lock:   func(ctx context.Context) (func(), error) { return c.Lock(ctx, "") },
+	}
+}
+
+// counted returns c as a cache that writes down its calls.
+func (c fakeCache) counted(calls *[]string) fakeCache {
+	note := func(op string) { *calls = append(*calls, op) }
+	return fakeCache{
+		get:    func(ctx context.Context) ([]byte, error) { note("Get"); return c.get(ctx) },
+		put:    func(ctx context.Context, data []byte) error { note("Put"); return c.put(ctx, data) },
+		remove: func(ctx context.Context) error { note("Delete"); return c.remove(ctx) },
+		lock:   func(ctx context.Context) (func(), error) { note("Lock"); return c.lock(ctx) },
+	}
 }

@@ -1,24 +1,21 @@
 package moovauth
 
-// This file says where a token may go: to which hosts, over which scheme, and
+// This file is where a token may go: to which hosts, over which scheme, and
 // which requests are for the endpoints that take client credentials instead.
-// What a Transport does about it is transport.go's.
 
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
-// HostError is what a request to a host outside Transport.Hosts, or over plain
-// http, gets before anything is sent. Trying again does not help.
+// HostError is the error of a request to a host that is not in Transport.Hosts,
+// or over plain http to an address that is not loopback. Nothing was sent. A retry
+// does not help.
 type HostError struct {
-	URL   string   // where the request was to go, without user name, query and fragment
+	URL   string   // of the request, without user name, query and fragment
 	Hosts []string // where the token may go, as in Transport.Hosts
 }
 
@@ -31,84 +28,57 @@ func (e *HostError) Error() string {
 		e.URL, strings.Join(e.Hosts, ", "))
 }
 
-// destination is where a Transport's token may go. It is worked out once.
+// destination is where a Transport's token may go.
 type destination struct {
-	hosts    []string // as in HostError
-	trusted  []address
-	usual    url.URL // scheme and host of most requests, which need no closer look
-	endpoint address // where the token and revoke endpoints are; zero: on any of trusted
-	paths    [2]path // theirs
+	hosts     []string // as in HostError
+	trusted   []address
+	usual     url.URL    // scheme and host of most requests, which need no closer look
+	endpoints [2]url.URL // the token and the revoke endpoint; without a host: of any of trusted
 }
-
-// path is that of a URL, in both of its forms.
-type path struct{ plain, escaped string }
 
 // newDestination reads Transport.Hosts. base is the base URL of a TokenSource,
 // or nil for a source of another kind.
-func newDestination(hosts []string, base *url.URL) (destination, error) {
-	var d destination
-	if base != nil {
-		d.endpoint = addressOf(base)
-	} else {
-		base, _ = url.Parse(DefaultBaseURL)
-	}
-	for i, name := range []string{tokenPath, revokePath} {
-		d.paths[i] = path{base.Path + name, base.EscapedPath() + name}
-	}
-	if len(hosts) == 0 {
-		d.usual = url.URL{Scheme: base.Scheme, Host: base.Host}
-		d.trusted = []address{addressOf(base)}
-		d.hosts = []string{base.Host}
-		if base.Scheme == "http" && base.Port() == "" {
-			d.hosts = []string{base.Host + ":80"} // as it has to be in Hosts
+func newDestination(hosts []string, base *url.URL) (d destination, err error) {
+	for i, path := range []string{endpointPath + opToken, endpointPath + opRevoke} {
+		if base != nil {
+			d.endpoints[i] = *base
 		}
-		return d, nil
+		if d.endpoints[i].Path += path; d.endpoints[i].RawPath != "" {
+			d.endpoints[i].RawPath += path
+		}
 	}
 	d.hosts = slices.Clone(hosts)
+	if len(hosts) == 0 {
+		if base == nil {
+			base, _ = url.Parse(DefaultBaseURL)
+		}
+		d.usual, d.trusted, d.hosts = *base, []address{addressOf(base)}, []string{base.Host}
+		return d, nil
+	}
 	for _, host := range hosts {
 		u, err := parseHost(host)
 		if err != nil {
-			return destination{}, err
+			return d, err
 		}
 		d.usual = *u
 		d.trusted = append(d.trusted, addressOf(u))
-		if plain := (&url.URL{Scheme: "http", Host: host}); u.Port() == "" && secure(plain) {
-			d.trusted = append(d.trusted, addressOf(plain))
-		}
 	}
 	return d, nil
 }
 
-// parseHost reads one of Transport.Hosts. What could never be the host of a
-// request is an error, since it is a mistake: a wildcard, a port out of range.
+// parseHost reads one of Transport.Hosts. What is no host, such as a URL or a
+// wildcard, is an error, since it would never match.
 func parseHost(host string) (*url.URL, error) {
 	u, err := url.Parse("https://" + host)
-	if err == nil && u.Host == host && !strings.HasSuffix(host, ":") {
-		name, port := u.Hostname(), u.Port()
-		n, err := strconv.ParseUint(port, 10, 16)
-		portOK := port == "" || err == nil && n > 0
-		if strings.HasPrefix(host, "[") {
-			if _, err := netip.ParseAddr(name); err == nil && portOK {
-				return u, nil
-			}
-		} else if name != "" && portOK && !strings.ContainsFunc(name, notInName) {
-			return u, nil
-		}
+	if err == nil && u.Host == host && u.Hostname() != "" && !strings.HasSuffix(host, ":") && !strings.ContainsAny(host, "*,% ") {
+		return u, nil
 	}
 	return nil, fmt.Errorf("moovauth: Transport.Hosts: want a host or host:port, such as %q; got %q", "api.moov.io", host)
 }
 
-// notInName reports whether r cannot be in a host's name. An internationalized
-// name may be written in either of its forms, and is then only that one.
-func notInName(r rune) bool {
-	letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || r >= 0x80 && r != utf8.RuneError
-	return !letter && !('0' <= r && r <= '9') && r != '-' && r != '.' && r != '_'
-}
-
-// trusts reports whether the token may go to u. Names are compared as they are
-// written but for the case of ASCII letters: a trailing dot, another spelling
-// of an IP address and another form of an internationalized name are other
-// hosts.
+// trusts reports whether the token may go to u. Names are compared byte by byte
+// but for the case of ASCII letters: a trailing dot, or another form of an
+// internationalized name, is another host.
 func (d *destination) trusts(u *url.URL) bool {
 	if u.Host == d.usual.Host && u.Scheme == d.usual.Scheme {
 		return true
@@ -122,53 +92,42 @@ func (d *destination) refuse(u *url.URL) error {
 	return &HostError{URL: shown.String(), Hosts: slices.Clone(d.hosts)}
 }
 
-// isEndpoint reports whether u, which is trusted, is one of the endpoints that
-// take client credentials.
+// isEndpoint reports whether u, which is trusted, is the token or the revoke
+// endpoint.
 func (d *destination) isEndpoint(u *url.URL) bool {
-	for _, p := range d.paths {
-		if u.Path == p.plain && u.EscapedPath() == p.escaped {
-			return d.endpoint == (address{}) || d.endpoint == addressOf(u)
+	for i := range d.endpoints {
+		e := &d.endpoints[i]
+		if u.Path == e.Path && u.EscapedPath() == e.EscapedPath() {
+			return e.Host == "" || addressOf(u) == addressOf(e)
 		}
 	}
 	return false
 }
 
-// secure reports whether a token may travel to u: over https, or over http
-// if it does not leave the machine.
+// secure reports whether a token may travel to u: over https, or over http if it
+// does not leave the machine.
 func secure(u *url.URL) bool {
-	if u.Scheme == "https" {
-		return true
-	}
-	if u.Scheme != "http" {
-		return false
-	}
-	host := u.Hostname()
-	ip := net.ParseIP(host)
-	return lowerASCII(host) == "localhost" || ip != nil && ip.IsLoopback()
+	ip := net.ParseIP(u.Hostname())
+	return u.Scheme == "https" || u.Scheme == "http" && (lowerASCII(u.Hostname()) == "localhost" || ip != nil && ip.IsLoopback())
 }
 
-// address is where a request goes to.
-type address struct {
-	host string // in lower case
-	port string
-}
+// address is where a request goes.
+type address struct{ host, port string }
 
 func addressOf(u *url.URL) address {
-	name, zone, zoned := strings.Cut(u.Hostname(), "%")
-	a := address{lowerASCII(name), u.Port()}
-	if zoned { // the name of an interface, whose case counts
-		a.host += "%" + zone
-	}
-	if a.port == "" && u.Scheme == "https" {
+	a := address{lowerASCII(u.Hostname()), u.Port()}
+	switch {
+	case a.port != "":
+	case u.Scheme == "https":
 		a.port = "443"
-	} else if a.port == "" {
+	default:
 		a.port = "80"
 	}
 	return a
 }
 
-// lowerASCII leaves all other bytes alone: İ would become an i, and each byte
-// that is no UTF-8 the same character, but they name other hosts.
+// lowerASCII leaves all other bytes as they are: for Unicode, İ is an i, but it
+// names another host.
 func lowerASCII(name string) string {
 	lower := []byte(name)
 	for i, c := range lower {

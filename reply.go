@@ -1,7 +1,7 @@
 package moovauth
 
-// This file reads a token out of a successful reply (RFC 6749 §5.1): what its
-// members mean, and how long the token lives. It takes nothing on trust.
+// This file reads what the server answered: a token (RFC 6749 §5.1), or an Error
+// (§5.2) with what to change. It takes nothing on trust.
 
 import (
 	"bytes"
@@ -10,143 +10,231 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"github.com/moovauth/moovauth/internal/redact"
 )
 
-const (
-	maxExtra  = 64 << 10 // bytes of members that Extra finds
-	perMember = 64       // bytes that a member takes beyond its text
-)
-
-// reply is what a token request was answered with.
+// reply is a successful answer to a token request.
 type reply struct {
 	token     *oauth2.Token  // without its Expiry, which depends on the caller's clock
 	members   map[string]any // what Extra finds
-	sent      instant        // when the request was
+	sent      instant        // when the request was sent
 	lifetime  time.Duration  // from then on
-	assumed   bool           // the reply does not say how long that is
+	expired   bool           // the server says that the token has no time left
 	requestID string
-	warning   string // what was odd about the lifetime; "": nothing
+	warning   string // what is odd about the lifetime; "": nothing
 }
 
-var errNoToken = errors.New("it has no access_token")
+// readReply reads what the server answered to r, which was sent at sent.
+func (c *config) readReply(r *request, resp *http.Response, body []byte, sent instant) (*reply, error) {
+	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	var members map[string]any
+	err := json.Unmarshal(body, &members)
+	if err != nil {
+		err = fmt.Errorf("want a JSON object, got %d bytes of type %q (is a proxy in between?)", len(body), resp.Header.Get("Content-Type"))
+	}
+	masked, shown := c.outside(r, resp, body, members)
+	refused := members["error"] != nil && members["error"] != "" && (r.op == opRevoke || members["access_token"] == nil)
+	if resp.StatusCode/100 != 2 || refused { // some servers refuse with 200
+		return nil, c.refusal(r, resp, members, masked, shown())
+	}
+	if r.op == opRevoke && (len(body) == 0 || json.Valid(body)) {
+		return nil, nil
+	}
+	rep := &reply{sent: sent, requestID: masked(resp.Header.Get("X-Request-Id"))}
+	if err == nil {
+		err = rep.read(members, resp.Header)
+	}
+	if err == nil {
+		return rep, nil
+	}
+	why := fmt.Sprintf("answered %d: %s", resp.StatusCode, masked(err.Error()))
+	// A JSON object or a single word may hold, or be, a token that no one knows.
+	if page := shown(); strings.ContainsAny(page, " \t\r\n<") && !strings.HasPrefix(page, "{") {
+		why += "; it starts with " + quoted(page)
+	}
+	return nil, rep.unusable(r, why)
+}
 
-// readToken reads a successful reply to a request sent at sent. The type of
-// its content is what it parses as, whatever it is called.
-func readToken(header http.Header, body []byte, sent time.Time) (*reply, error) {
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), &raw); err != nil {
-		return nil, fmt.Errorf("want a JSON object, got %d bytes of type %q (is a proxy in between?): %w", len(body), header.Get("Content-Type"), err)
-	}
-	text := func(name string) (s string) {
-		_ = json.Unmarshal(raw[name], &s)
-		return s
-	}
-	access, refresh, tokenType := text("access_token"), text("refresh_token"), text("token_type")
+// read reads the members of a token reply.
+func (rep *reply) read(members map[string]any, header http.Header) error {
+	access, _ := members["access_token"].(string)
+	refresh, _ := members["refresh_token"].(string)
+	tokenType, isText := members["token_type"].(string)
 	switch {
 	case access == "":
-		return nil, errNoToken
-	case !usable(access):
-		return nil, errors.New("its access_token is not visible ASCII (RFC 6750 §2.1)")
-	case tokenType == "" && len(raw["token_type"]) > 0 && string(raw["token_type"]) != `""` && string(raw["token_type"]) != "null":
-		return nil, errors.New("its token_type is not a string")
+		return errors.New("it has no access_token")
+	case !headerSafe(access):
+		return errors.New("its access_token is not visible ASCII (RFC 6750 §2.1)")
+	case !isText && members["token_type"] != nil:
+		return errors.New("its token_type is not a string")
 	}
 	scheme, err := bearer(tokenType)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("its %w", err)
 	}
-	r := new(reply)
-	r.lifetime, r.warning, r.assumed = lifetime(raw["expires_in"], header, sent)
-	t := &oauth2.Token{AccessToken: access, TokenType: scheme, RefreshToken: refresh, ExpiresIn: int64(r.lifetime / time.Second)}
-	r.members = extra(raw)
-	if r.token = t; r.members != nil {
-		r.token = t.WithExtra(r.members)
-	}
-	return r, nil
+	rep.readLifetime(members["expires_in"], header)
+	delete(members, "access_token")
+	delete(members, "refresh_token")
+	rep.members = share(members)
+	rep.token = (&oauth2.Token{AccessToken: access, TokenType: scheme, RefreshToken: refresh}).WithExtra(rep.members)
+	return nil
 }
 
-// fields are the members for which an oauth2.Token has fields of its own.
-var fields = []string{"access_token", "refresh_token", "token_type", "expires_in"}
+// lastPlain are the last members that were only a token_type and an expires_in.
+var lastPlain atomic.Pointer[map[string]any]
 
-// extra is what Extra finds: the other members that are strings, numbers or
-// booleans. nil: there are none.
-func extra(raw map[string]json.RawMessage) map[string]any {
-	var members map[string]any
-	left := maxExtra
-	for _, name := range slices.Sorted(maps.Keys(raw)) {
-		if slices.Contains(fields, name) {
-			continue
-		}
-		text := raw[name]
-		size := len(name) + len(text) + perMember
-		if text[0] == '{' || text[0] == '[' || size > left {
-			continue
-		}
-		var v any
-		if json.Unmarshal(text, &v) != nil { // a number may be too large
-			continue
-		}
-		switch v.(type) {
-		case string, float64, bool:
-			if members == nil {
-				members = make(map[string]any)
-			}
-			members[name] = v
-			left -= size
+// share returns a map with the same members, which thousands of sources with plain
+// replies share: it takes 400 bytes.
+func share(members map[string]any) map[string]any {
+	for name := range members {
+		if name != "token_type" && name != "expires_in" {
+			return members
 		}
 	}
+	if last := lastPlain.Load(); last != nil && reflect.DeepEqual(*last, members) {
+		return *last
+	}
+	lastPlain.Store(&members)
 	return members
 }
 
-// lifetime reads expires_in. Moov documents a Unix timestamp, and has answered
-// with seconds (RFC 6749 §5.1): from 1e9 on it is taken for a timestamp. The
-// timestamp is read against the reply's Date, so that a wrong local clock does
-// not matter. A token that does not say, or that is said to be dead already, is
-// used for a short time: the server has just handed it out. The warning says
-// what was assumed.
-func lifetime(expiresIn json.RawMessage, header http.Header, sent time.Time) (life time.Duration, warning string, assumed bool) {
-	var seconds float64
-	var text string
-	if json.Unmarshal(expiresIn, &text) == nil {
-		expiresIn = json.RawMessage(text)
-	}
-	if json.Unmarshal(expiresIn, &seconds) != nil {
-		seconds = 0
-	}
+// readLifetime reads expires_in. Moov documents a Unix timestamp, and has
+// answered with seconds (RFC 6749 §5.1): from 1e9 on it is a timestamp. The
+// timestamp is compared with the reply's Date, so that a wrong local clock does
+// not matter. A token that does not say how long it lives is used for a short
+// time.
+func (rep *reply) readLifetime(expiresIn any, header http.Header) {
+	seconds, err := strconv.ParseFloat(fmt.Sprint(expiresIn), 64) // of a number or a string
+	rep.expired = err == nil && seconds <= 0
 	if seconds >= 1e9 {
-		now := sent
+		now := rep.sent.time()
 		if date, err := http.ParseTime(header.Get("Date")); err == nil {
 			now = date
 		}
 		seconds -= float64(now.UnixMilli()) / 1e3
 	}
 	switch {
-	case seconds < 1:
-		return assumedLifetime, "expires_in is absent, unreadable or in the past: 5 minutes are assumed", true
+	case !(seconds >= 1):
+		rep.lifetime, rep.warning = assumedLifetime, "expires_in is absent, unreadable or in the past: 5 minutes are assumed"
 	case seconds > maxLifetime.Seconds():
-		return maxLifetime, "expires_in is more than 30 days ahead: 30 days are assumed", false
+		rep.lifetime, rep.warning = maxLifetime, "expires_in is more than 30 days ahead: 30 days are assumed"
+	default:
+		rep.lifetime = time.Duration(seconds * float64(time.Second))
 	}
-	return time.Duration(seconds * float64(time.Second)), "", false
 }
 
-// bearer is the scheme of the Authorization header for a token_type. Older
-// pages of Moov's documentation name the token's format there. An unknown type
-// is not quoted: it may be the token itself.
+// bearer is the scheme of the Authorization header for a token_type. Older pages
+// of Moov's documentation name the token's format there. An unknown type is not
+// quoted: it may be the token itself.
 func bearer(tokenType string) (string, error) {
 	switch strings.ToLower(tokenType) {
 	case "", "bearer", "opaque", "jwt":
 		return "Bearer", nil
 	}
-	return "", fmt.Errorf("its token_type %s is not Bearer", shownType(tokenType))
+	return "", fmt.Errorf("token_type (%d bytes) is not Bearer", len(tokenType))
 }
 
-// usable reports whether token can stand in an Authorization header.
-func usable(token string) bool {
-	return token != "" && strings.IndexFunc(token, func(r rune) bool { return !visibleASCII(r) }) < 0
+// headerSafe reports whether token can be sent in an Authorization header.
+func headerSafe(token string) bool {
+	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r < '!' || r > '~' })
 }
 
-func visibleASCII(r rune) bool { return '!' <= r && r <= '~' }
+// secretsOf are what no error about r may show.
+func (c *config) secretsOf(r *request) []string { return append(c.creds.secrets(), r.secrets...) }
+
+// outside masks and cuts text that came with an answer to r. shown is its body.
+func (c *config) outside(r *request, resp *http.Response, body []byte, members map[string]any) (masked func(string) string, shown func() string) {
+	secrets := c.secretsOf(r)
+	if resp.StatusCode != http.StatusUnprocessableEntity { // whose members are messages about fields
+		for _, name := range []string{"access_token", "refresh_token"} {
+			token, _ := members[name].(string)
+			secrets = append(secrets, token)
+		}
+	}
+	masked = func(s string) string { return cut(redact.Text(s, secrets...), maxShort) }
+	shown = func() string {
+		text := redact.Text(string(body), secrets...)
+		if resp.StatusCode != http.StatusUnprocessableEntity {
+			text = redact.Unknown(text)
+		}
+		return cut(text, maxErrorText)
+	}
+	return masked, shown
+}
+
+// refusal is the Error of an answer to r that refuses.
+func (c *config) refusal(r *request, resp *http.Response, members map[string]any, masked func(string) string, shown string) *Error {
+	e := &Error{Op: r.op, GrantType: r.grantType, StatusCode: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Now())}
+	e.RequestID = masked(resp.Header.Get("X-Request-Id"))
+	member := func(name string) string {
+		text, isText := members[name].(string)
+		if !isText && members[name] != nil {
+			text = redact.Unknown(fmt.Sprint(members[name]))
+		}
+		return masked(text)
+	}
+	e.Code, e.Description = member("error"), member("error_description")
+	if resp.StatusCode == http.StatusUnprocessableEntity {
+		e.Fields = make(map[string]string)
+		names := slices.DeleteFunc(slices.Sorted(maps.Keys(members)), func(name string) bool {
+			return slices.Contains([]string{"error", "error_description", "error_uri"}, name)
+		})
+		for _, name := range names[:min(len(names), maxFields)] {
+			e.Fields[masked(name)] = member(name)
+		}
+	}
+	status := fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	e.retrieve = &oauth2.RetrieveError{
+		Response: &http.Response{Status: status, StatusCode: resp.StatusCode, Header: http.Header{}, Body: http.NoBody},
+		Body:     []byte(shown), ErrorCode: e.Code, ErrorDescription: e.Description, ErrorURI: member("error_uri"),
+	}
+	e.advice = e.whatToChange(c)
+	return e
+}
+
+// unusable is the error of a reply to r that brought no usable token.
+func (rep *reply) unusable(r *request, why string) error {
+	text := fmt.Sprintf("moovauth: %s: unusable reply (request ID %s): %s", r, quoted(rep.requestID), why)
+	return &grantError{text: cut(text, maxErrorText), temporary: true}
+}
+
+// retryAfter reads Retry-After (RFC 9110 §10.2.3: seconds, or a date, which is
+// compared with the answer's own Date) and Moov's older X-Retry-In
+// (milliseconds, or a duration such as 1.5s). Of several values the largest
+// counts. What cannot be read, or lies in the past, is 0.
+func retryAfter(header http.Header, now time.Time) (wait time.Duration) {
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		now = date
+	}
+	for name, unit := range map[string]time.Duration{"Retry-After": time.Second, "X-Retry-In": time.Millisecond} {
+		for _, value := range header.Values(name) {
+			if at, err := http.ParseTime(value); err == nil {
+				wait = max(wait, at.Sub(now))
+			}
+			for part := range strings.SplitSeq(value, ",") {
+				asDuration, _ := time.ParseDuration(strings.TrimSpace(part))
+				wait = max(wait, duration(part, unit), asDuration)
+			}
+		}
+	}
+	return wait
+}
+
+// duration reads a decimal number of units, of which there may be too many for a
+// time.Duration.
+func duration(s string, unit time.Duration) time.Duration {
+	n, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+	if err != nil || n != n {
+		return 0
+	}
+	return time.Duration(min(max(n*float64(unit), 0), float64(1<<62)))
+}

@@ -4,7 +4,6 @@ package moovauth
 // that the caller has, TokenSource.Revoke for all that a source has obtained.
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,187 +15,144 @@ import (
 // TokenTypeHint is the kind of a token (RFC 7009 §2.1).
 type TokenTypeHint string
 
-// The kinds of tokens that Moov hands out.
+// The kinds of tokens that Moov issues.
 const (
 	AccessToken  TokenTypeHint = "access_token"
 	RefreshToken TokenTypeHint = "refresh_token"
 )
 
 // Revoke revokes one token, an access or a refresh token, at POST
-// /oauth2/revoke. It does not reach other tokens of the same grant: see
+// /oauth2/revoke. Other tokens of the same grant stay alive: see
 // [TokenSource.Revoke]. A token that the server does not know counts as revoked
-// (RFC 7009 §2.2). It gives up with ctx or after [WithTimeout], and what the
-// server refuses comes back as an [*Error].
+// (RFC 7009 §2.2). Revoke retries temporary failures, and stops when ctx ends or
+// after [WithTimeout]. If the server refuses, the error is an [*Error].
 //
-// Of the options, those count that say where and how to ask. WithTokenTypeHint
-// is only for Revoke. The others are checked and have no effect.
+// Only the options that configure the request apply: WithBaseURL, WithOrigin,
+// WithVersion, WithHTTPClient, WithAuthStyle, WithTimeout, WithLimiter,
+// WithLogger and WithTokenTypeHint. The others are validated and ignored.
 func Revoke(ctx context.Context, creds Credentials, token string, opts ...Option) error {
-	c, err := newSetup(creds, opts)
-	if err != nil {
+	c, err := newConfig(creds, opts)
+	switch {
+	case err != nil:
 		return err
-	}
-	if token == "" {
+	case ctx == nil:
+		return errNilContext
+	case token == "":
 		return errors.New("moovauth: Revoke: the token is empty: give the access or refresh token to revoke")
 	}
-	c.redact.Add(token)
-	return (&endpoint{c.config}).revoke(ctx, token, c.hint, newBudget(c.timeout))
+	return c.revoke(ctx, token, c.hint, nil, newBudget(c.timeout))
 }
 
-// revoke revokes token within b. With a limiter, a 429 sends it back to the end
-// of the line, which does not count.
-func (e *endpoint) revoke(ctx context.Context, token string, hint TokenTypeHint, b *budget) (err error) {
+// revoke revokes token within b.
+func (c *config) revoke(ctx context.Context, token string, hint TokenTypeHint, secrets []string, b *budget) error {
 	form := url.Values{"token": {token}}
 	if hint != "" {
 		form.Set("token_type_hint", string(hint))
 	}
 	began := time.Now()
-	defer func() {
-		if err != nil {
-			e.log(slog.LevelWarn, "moovauth: token not revoked", "token_type_hint", hint, "error", err, "duration", time.Since(began))
-		} else {
-			e.log(slog.LevelDebug, "moovauth: token revoked", "token_type_hint", hint, "duration", time.Since(began))
-		}
-	}()
-	end := began.Add(maxLine)
-	line := func(ctx context.Context) error {
-		if e.limiter == nil {
-			return nil
-		}
-		return b.stop(func() error {
-			ctx, leave := inTime(ctx, time.Until(end))
-			defer leave(nil)
-			return e.wait(ctx)
-		})
-	}
-	for {
-		err := line(ctx)
-		if err == nil {
-			_, err = e.do(ctx, &request{
-				op: opRevoke, form: form, budget: b, line: line,
-				good:   func() time.Duration { return 0 },
-				repeat: func(error) bool { return true },
-			})
-		}
-		delay := max(backOff(1, 0, e.random()), spread(asked(err), e.random()))
-		if err == nil || e.limiter == nil || !throttled(err) || time.Until(end) < delay {
-			return err
-		}
-		e.log(slog.LevelDebug, "moovauth: refused with 429; getting in line again", "delay", delay, "error", err)
-		if late := b.stop(func() error { return sleep(ctx, delay) }); late != nil {
-			return fmt.Errorf("%w (not tried again: %w)", err, late)
-		}
-	}
-}
-
-// Revoke revokes and forgets what s holds, and what its cache holds for s: the
-// refresh tokens first, since they could mint more, then the access tokens, also
-// those that were replaced but have not expired yet. The cache's entry is
-// deleted last. Each token is tried, also if another one failed. The errors are
-// joined, and the next Revoke tries again what failed. s stays usable: the next
-// Token starts afresh with the configured scopes. To revoke one token alone, see
-// the function [Revoke].
-//
-// Revoke waits for a grant in progress for at most half of the time that it has,
-// then cancels it. It gives up with ctx, or after one [WithTimeout] in all.
-//
-// When it returns nil, no token is alive that s received and remembers, or that
-// its cache held when Revoke was called. What was revoked or invalidated is
-// never handed out or adopted again, also if the cache could not be cleared. s
-// remembers the text of the last 16 former tokens that may be alive, for Revoke
-// and for masking, and hashes of the last 1,000 that were revoked or invalidated.
-func (s *TokenSource) Revoke(ctx context.Context) error {
-	if s.endpoint == nil {
-		return errZero
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("moovauth: Revoke: nothing was revoked, since the context had ended: %w", context.Cause(ctx))
-	}
-	e := s.endpoint
-	b := newBudget(e.timeout)
-	if deadline, ok := ctx.Deadline(); ok {
-		b.timeout = min(b.timeout, time.Until(deadline))
-	}
-	var errs []error
-	cache := s.store.visit()
-	cache.within(b.part(4))          // so that a slow one leaves time for the tokens
-	before, unread := cache.get(ctx) // another process may replace it while this one waits
-	unknown, err := s.takeTurn(ctx, b)
+	r := &request{op: opRevoke, form: form, secrets: append(secrets, token), budget: b, queue: ctx}
+	err := failure(c.whileThrottled(ctx, b, nil, func() error {
+		_, err := c.do(ctx, r)
+		return err
+	}))
+	attrs := []any{"token_type_hint", hint, "duration", time.Since(began)}
 	if err != nil {
+		c.log(slog.LevelWarn, "moovauth: token not revoked", append(attrs, "error", err)...)
 		return err
 	}
-	defer s.turn.Release(1)
-	if unknown {
-		errs = append(errs, errors.New("moovauth: Revoke: the grant in progress did not end in time and was cancelled: it may have brought a token that lives on, unknown to this source"))
-	}
+	c.log(slog.LevelDebug, "moovauth: token revoked", attrs...)
+	return nil
+}
 
-	cache.within(b)
+// Revoke revokes and forgets every token that s holds, and those in its cache:
+// first the refresh tokens, since they can be used to obtain others, then the
+// access tokens, also those that were replaced but have not expired. It deletes
+// the cache's entry last. It tries each token, also if another one failed. The
+// errors are joined, and the next Revoke tries again what failed. s stays usable:
+// the next Token starts afresh with the configured scopes. To revoke one token
+// only, see the function [Revoke].
+//
+// Revoke waits for a token request in progress for half of its own time, then
+// cancels it. It stops when ctx ends, or after one [WithTimeout] in all.
+//
+// If Revoke returns nil, no token is alive that s received and remembers, or that
+// its cache held. s remembers the last 16 former tokens
+// that may be alive. What was revoked is not adopted from the cache again, also
+// if the entry could not be deleted.
+func (s *TokenSource) Revoke(ctx context.Context) error {
+	switch {
+	case s.core == nil:
+		return errZero
+	case ctx == nil:
+		return errNilContext
+	case ctx.Err() != nil:
+		return fmt.Errorf("moovauth: Revoke: nothing was revoked, since the context had ended: %w", context.Cause(ctx))
+	}
+	c := s.core.config
+	b := newBudget(c.timeout)
+	if deadline, ok := ctx.Deadline(); ok && deadline.Before(b.end) {
+		b.end = deadline
+	}
+	if err := s.core.takeTurn(ctx, b); err != nil {
+		return err
+	}
+	defer s.core.flights.turn.Release(1)
+
+	var errs []error
+	cache := s.core.cache.session(b.left()) // the tokens need time, too
 	unlock, locked := cache.lock(ctx)
 	defer unlock()
-	if cache.locker() != nil && !locked {
-		errs = append(errs, errors.New("moovauth: Revoke: no lock on the cache: another process may be obtaining a token, which lives on"))
+	if cache.hasLock() && !locked {
+		errs = append(errs, errors.New("moovauth: Revoke: the cache's lock could not be obtained: another process may be obtaining a token, which stays alive"))
 	}
 	cached, err := cache.get(ctx)
-	if err = cmp.Or(err, unread); err != nil {
-		errs = append(errs, fmt.Errorf("moovauth: Revoke: the cache could not be read: tokens in it that this source does not know live on: %w", err))
+	if err != nil {
+		errs = append(errs, fmt.Errorf("moovauth: Revoke: tokens that only the cache knows stay alive: %w", err))
 	}
-	var more []former
-	for _, e := range []*entry{before, cached} {
-		if e != nil {
-			more = append(more, former{e.RefreshToken, RefreshToken, never}, former{e.AccessToken, AccessToken, never})
-		}
-	}
-	taken := s.memory.take(more, e.clock())
-	alive := false
-	shares := len(taken)
+	var more []formerToken
 	if cached != nil {
-		shares++ // to delete the entry
+		more = []formerToken{{cached.RefreshToken, RefreshToken, never}, {cached.AccessToken, AccessToken, never}}
 	}
+	taken := s.core.state.takeAll(more, c.clock())
+	secrets := s.core.state.tokens()
+	alive := false // a token in the entry
 	for i, f := range taken {
-		err := e.revoke(ctx, f.token, f.hint, b.part(shares-i))
-		if err == nil {
-			s.memory.revoked(f.token)
-			s.memory.counts.revoked.Add(1)
+		err := b.spend(len(taken)-i, func(part *budget) error { return c.revoke(ctx, f.token, f.hint, secrets, part) })
+		if err != nil {
+			errs = append(errs, err) // f stays known, here and in the cache
+			alive = alive || cached != nil && (f.token == cached.AccessToken || f.token == cached.RefreshToken)
 			continue
 		}
-		errs = append(errs, err) // f stays known, here and in the cache, for the next Revoke
-		alive = alive || cached != nil && (f.token == cached.AccessToken || f.token == cached.RefreshToken)
+		s.core.state.revoked(f.token)
+		s.core.state.counts.revoked.Add(1)
 	}
-	cache.within(b)
 	if cached != nil && !alive {
-		cache.remove(ctx, cached)
+		cache.left = min(cache.left, b.left())
+		_ = cache.call(ctx, "Delete", func(ctx context.Context) error { return c.cache.Delete(ctx, cache.key) })
 	}
 	return errors.Join(errs...)
 }
 
-// takeTurn waits for the grant in progress for half of the time, then cancels
-// it. unknown says that the grant may have brought a token that nobody knows.
-func (s *TokenSource) takeTurn(ctx context.Context, b *budget) (unknown bool, err error) {
-	if s.turn.TryAcquire(1) { // also if no time is left: nobody is in the way
-		return false, nil
-	}
-	s.revokes.Add(1)
-	defer s.revokes.Add(-1)
-	if g := s.running.Load(); g != nil {
-		g.giveWay()
+// takeTurn waits for the grant in progress for half of the time, then cancels it.
+func (c *core) takeTurn(ctx context.Context, b *budget) error {
+	f := c.flights
+	f.revoking.Add(1)
+	defer f.revoking.Add(-1)
+	if running := f.running.Load(); running != nil {
+		running.leave(errRevoked)
 	}
 	half, cancel := context.WithTimeout(ctx, b.left()/2)
 	defer cancel()
-	if s.turn.Acquire(half, 1) == nil {
-		return false, nil
+	if f.turn.TryAcquire(1) || f.turn.Acquire(half, 1) == nil { // TryAcquire, also if no time is left
+		return nil
 	}
-	g := s.running.Load()
-	if g != nil {
-		g.cancel(errRevoked)
+	if running := f.running.Load(); running != nil {
+		running.cancel(errRevoked)
 	}
 	rest, cancel := context.WithTimeout(ctx, b.left())
 	defer cancel()
-	if err := s.turn.Acquire(rest, 1); err != nil {
-		return false, fmt.Errorf("moovauth: Revoke: nothing was revoked: another grant or Revoke did not end in time: %w", err)
+	if err := f.turn.Acquire(rest, 1); err != nil {
+		return fmt.Errorf("moovauth: Revoke: nothing was revoked: another grant or Revoke did not end in time: %w", err)
 	}
-	if g != nil {
-		g.mu.Lock()
-		unknown = g.unknown
-		g.mu.Unlock()
-	}
-	return unknown, nil
+	return nil
 }

@@ -3,7 +3,6 @@ package moovauth
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -31,8 +30,10 @@ func TestRevokeOnTheWire(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	tok := token(t, sourceOf(t, server))
-	opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithOrigin("https://example.com"), WithVersion("v2026.07.00")}
-
+	opts := []Option{
+		WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithOrigin("https://example.com"), WithVersion("v2026.07.00"),
+		WithCache(fakeCache{}), WithToken(tok), WithScopes(pingScope), WithEarlyRefresh(0), // ignored
+	}
 	require.NoError(t, Revoke(t.Context(), credentialsOf(server), tok.AccessToken, opts...))
 	assert.False(t, server.Alive(tok.AccessToken))
 	assert.True(t, server.Alive(tok.RefreshToken))
@@ -43,6 +44,7 @@ func TestRevokeOnTheWire(t *testing.T) {
 	r := server.RevokeRequests()[0]
 	assert.Equal(t, http.MethodPost, r.Method)
 	assert.NotContains(t, r.Form, "token_type_hint")
+	assert.NotContains(t, r.Form, "scope")
 	assert.Equal(t, "application/x-www-form-urlencoded", r.Header.Get("Content-Type"))
 	assert.Equal(t, "v2026.07.00", r.Header.Get("X-Moov-Version"))
 	assert.Equal(t, "https://example.com", r.Header.Get("Origin"))
@@ -56,18 +58,26 @@ func TestRevokeOfAnUnknownTokenSucceeds(t *testing.T) {
 	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
 }
 
-func TestRevokeTakes200(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	server.Enqueue(moovtest.Answer{Status: 200, Body: "{}"})
-	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
-}
-
 func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	assert.ErrorContains(t, Revoke(t.Context(), credentialsOf(server), "", WithBaseURL(server.URL)), "empty")
-	assert.ErrorContains(t, Revoke(t.Context(), Credentials{}, "x", WithBaseURL(server.URL)), "ClientID")
+	s := sourceOf(t, server, WithToken(&oauth2.Token{AccessToken: "given-token"}))
+	to := WithBaseURL(server.URL)
+	var none context.Context
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for want, err := range map[string]error{
+		"the token is empty":                     Revoke(t.Context(), credentialsOf(server), "", to),
+		"ClientID":                               Revoke(t.Context(), Credentials{}, "x", to),
+		"WithTimeout":                            Revoke(t.Context(), credentialsOf(server), "x", to, WithTimeout(0)),
+		"WithScopes":                             Revoke(t.Context(), credentialsOf(server), "x", to, WithScopes("ping.read")),
+		"moovauth: the context is nil":           Revoke(none, credentialsOf(server), "x", to),
+		"the context is nil":                     s.Revoke(none),
+		"nothing was revoked, since the context": s.Revoke(ended),
+	} {
+		assert.ErrorContains(t, err, want)
+	}
+	assert.ErrorIs(t, s.Revoke(ended), context.Canceled)
 	assert.Empty(t, server.Requests())
 }
 
@@ -86,13 +96,67 @@ func TestRevokeRefused(t *testing.T) {
 	assert.Equal(t, map[string]string{"token": "malformed"}, refused.Fields)
 }
 
+// Moov documents 204. A gateway may answer for it.
+func TestWhatCountsAsRevoked(t *testing.T) {
+	t.Parallel()
+	html := http.Header{"Content-Type": {"text/html"}}
+	for name, c := range map[string]struct {
+		answer moovtest.Answer
+		want   []string // in the error; nil: it counts
+	}{
+		"204":                 {moovtest.Answer{Status: 204}, nil},
+		"200, empty":          {moovtest.Answer{}, nil},
+		"200, white space":    {moovtest.Answer{Body: " \r\n"}, nil},
+		"200, an object":      {moovtest.Answer{Body: `{}`}, nil},
+		"200, a full object":  {moovtest.Answer{Body: `{"status":"revoked"}`}, nil},
+		"200, true":           {moovtest.Answer{Body: `true`}, nil},
+		"202, a string":       {moovtest.Answer{Status: 202, Body: `"done"`}, nil},
+		"a sign-in page":      {moovtest.Answer{Header: html, Body: `<html>Sign in to ACME</html>`}, []string{"answered 200", "text/html", "Sign in to ACME"}},
+		"a maintenance page":  {moovtest.Answer{Header: html, Body: `<!doctype html><title>Down for maintenance</title>`}, []string{"answered 200", "Down for maintenance"}},
+		"plain text":          {moovtest.Answer{Body: `We will be back soon`}, []string{"answered 200", "back soon"}},
+		"JSON with an error":  {moovtest.Answer{Body: `{"error":"unsupported_token_type"}`}, []string{"200", "unsupported_token_type"}},
+		"an error of objects": {moovtest.Answer{Body: `{"error":{"message":"try later"}}`}, []string{"200", "try later"}},
+		"JSON that is cut":    {moovtest.Answer{Body: `{"status":`}, []string{"answered 200", "proxy"}},
+		"a redirect":          {moovtest.Answer{Status: 302, Header: http.Header{"Location": {"https://sso.example.com"}}}, []string{"302", "WithBaseURL"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				s := sourceOf(t, server)
+				token(t, s)
+				server.SetAnswer(&c.answer)
+				errs := []error{
+					Revoke(t.Context(), credentialsOf(server), "x", WithBaseURL(server.URL), WithHTTPClient(server.Client())),
+					s.Revoke(t.Context()),
+				}
+				if c.want == nil {
+					assert.Equal(t, []error{nil, nil}, errs)
+					assert.Len(t, server.RevokeRequests(), 3)
+					return
+				}
+				for _, err := range errs {
+					for _, want := range c.want {
+						assert.ErrorContains(t, err, want)
+					}
+				}
+				server.SetAnswer(nil)
+				require.NoError(t, s.Revoke(t.Context()), "the next Revoke tries again")
+				assertAllDead(t, server)
+			})
+		})
+	}
+}
+
 func TestRevokeGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Hour))
 		opts := []Option{WithBaseURL(server.URL), WithHTTPClient(server.Client()), WithTimeout(3 * time.Second)}
 		began := time.Now()
-		assert.ErrorIs(t, Revoke(t.Context(), credentialsOf(server), "x", opts...), context.DeadlineExceeded)
+		err := Revoke(t.Context(), credentialsOf(server), "x", opts...)
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, "WithTimeout")
 		assert.Equal(t, 3*time.Second, time.Since(began))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -105,26 +169,16 @@ func TestSourceRevokesTheRefreshTokenFirst(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
+	require.NoError(t, s.Revoke(t.Context()), "there is nothing to revoke")
 	tok := token(t, s)
 	require.NoError(t, s.Revoke(t.Context()))
+	require.NoError(t, s.Revoke(t.Context()))
 	assert.Equal(t, []string{"refresh_token=" + tok.RefreshToken, "access_token=" + tok.AccessToken}, revoked(server))
-	assert.Empty(t, server.AccessTokens())
-	assert.Empty(t, server.RefreshTokens())
+	assertAllDead(t, server)
 
 	next := token(t, s)
 	assert.True(t, server.Alive(next.AccessToken), "the source stays usable")
 	assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
-}
-
-func TestSourceWithNothingRevokesNothing(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	s := sourceOf(t, server)
-	require.NoError(t, s.Revoke(t.Context()))
-	token(t, s)
-	require.NoError(t, s.Revoke(t.Context()))
-	require.NoError(t, s.Revoke(t.Context()))
-	assert.Len(t, server.RevokeRequests(), 2)
 }
 
 func TestSourceRevokesATokenItWasGiven(t *testing.T) {
@@ -132,8 +186,7 @@ func TestSourceRevokesATokenItWasGiven(t *testing.T) {
 	server := onLoopback(t)
 	saved := token(t, sourceOf(t, server))
 	require.NoError(t, sourceOf(t, server, WithToken(saved)).Revoke(t.Context()))
-	assert.Empty(t, server.AccessTokens())
-	assert.Empty(t, server.RefreshTokens())
+	assertAllDead(t, server)
 }
 
 func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
@@ -147,9 +200,8 @@ func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
 		synctest.Wait()
 		require.NoError(t, s.Revoke(t.Context()))
 		assert.Len(t, server.TokenRequests(), 2)
-		assert.Empty(t, server.AccessTokens(), "also the one that the grant replaced is dead")
-		assert.Empty(t, server.RefreshTokens())
-		assert.Len(t, server.RevokeRequests(), 3)
+		assertAllDead(t, server)
+		assert.Len(t, server.RevokeRequests(), 3, "also the access token that the grant replaced")
 	})
 }
 
@@ -158,13 +210,13 @@ func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
 		s := sourceOf(t, server)
-		var wg sync.WaitGroup
+		var caller sync.WaitGroup
 		var got *oauth2.Token
-		wg.Go(func() { got = token(t, s) })
+		caller.Go(func() { got = token(t, s) })
 		synctest.Wait()
 		require.NoError(t, s.Revoke(t.Context()))
-		wg.Wait()
-		if len(server.TokenRequests()) > 1 { // the caller came to its result after Revoke had taken it
+		caller.Wait()
+		if len(server.TokenRequests()) > 1 { // the caller saw its result after Revoke had taken it
 			assert.Equal(t, []string{got.AccessToken}, server.AccessTokens(), "that of a grant that began after Revoke")
 			require.NoError(t, s.Revoke(t.Context()))
 		}
@@ -172,21 +224,58 @@ func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
 	})
 }
 
+func TestBackgroundGrantThatHadNotBegunObtainsNothingAfterRevoke(t *testing.T) {
+	t.Parallel()
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			server := inMemory(t)
+			s := sourceOf(t, server)
+			token(t, s)
+			time.Sleep(14 * time.Minute)
+			token(t, s) // starts a background grant
+			require.NoError(t, s.Revoke(t.Context()))
+			time.Sleep(time.Minute)
+			assertAllDead(t, server)
+		})
+	}
+}
+
 func TestSourceRevokeCancelsAGrantThatTakesMoreThanHalfOfItsTime(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(10*time.Second))
-		s := sourceOf(t, server)
-		go s.Token()
-		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		began := time.Now()
-		assert.ErrorContains(t, s.Revoke(ctx), "was cancelled: it may have brought a token")
-		assert.Equal(t, 500*time.Millisecond, time.Since(began), "half of the time that it has")
-		server.SetLatency(0)
-		assert.True(t, server.Alive(token(t, s).AccessToken), "the source stays usable")
-	})
+	for name, background := range map[string]bool{"in the background": true, "with a caller": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				var hangs atomic.Bool
+				s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+					if hangs.Load() && r.URL.Path == endpointPath+opToken {
+						<-r.Context().Done()
+						return nil, errors.New("no route to host")
+					}
+					return server.Transport().RoundTrip(r)
+				})}))
+				first := token(t, s)
+				time.Sleep(14 * time.Minute)
+				hangs.Store(true)
+				var caller sync.WaitGroup
+				if !background {
+					s.Invalidate(first.AccessToken)
+				}
+				caller.Go(func() { token(t, s) })
+				synctest.Wait()
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				time.AfterFunc(time.Second, func() { hangs.Store(false) }) // for other requests
+				began := time.Now()
+				require.NoError(t, s.Revoke(ctx))
+				assert.Equal(t, 2500*time.Millisecond, time.Since(began), "half of the time that it had")
+				assert.False(t, server.Alive(first.AccessToken))
+				assert.False(t, server.Alive(first.RefreshToken))
+				caller.Wait() // its grant was cancelled, and it started another
+				assert.True(t, server.Alive(token(t, s).AccessToken), "the source stays usable")
+			})
+		})
+	}
 }
 
 func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
@@ -202,7 +291,7 @@ func TestSecondRevokeWaitsForTheFirst(t *testing.T) {
 		defer cancel()
 		assert.ErrorIs(t, s.Revoke(short), context.DeadlineExceeded)
 		require.NoError(t, s.Revoke(t.Context()))
-		assert.Empty(t, server.AccessTokens())
+		assertAllDead(t, server)
 	})
 }
 
@@ -218,40 +307,103 @@ func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
 	assert.True(t, server.Alive(first.AccessToken))
 
 	second := token(t, s)
-	assert.NotEqual(t, first.AccessToken, second.AccessToken, "it is forgotten, though")
+	assert.NotEqual(t, first.AccessToken, second.AccessToken, "callers no longer get it")
 	require.NoError(t, s.Revoke(t.Context()))
-	assert.Empty(t, server.AccessTokens())
-	assert.Empty(t, server.RefreshTokens())
+	assertAllDead(t, server)
 	assert.Len(t, server.RevokeRequests(), 2+4)
+	assert.EqualValues(t, 4, s.Stats().Revoked)
 }
 
-func TestReplacedTokensAreRememberedWhileTheyLive(t *testing.T) {
+func TestReplacedTokensAreRevokedWhileTheyMayBeAlive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
-		for range 3 {
-			s.Invalidate(token(t, s).AccessToken)
-			time.Sleep(time.Minute)
+		replace := func(n int) {
+			for range n {
+				s.Invalidate(token(t, s).AccessToken)
+				time.Sleep(31 * time.Second) // more than the pause between two that count
+			}
+			token(t, s)
 		}
-		token(t, s)
+		replace(3)
 		assert.Len(t, server.AccessTokens(), 4)
 		require.NoError(t, s.Revoke(t.Context()))
-		assert.Empty(t, server.AccessTokens())
+		assertAllDead(t, server)
 
-		s.Invalidate(token(t, s).AccessToken)
-		token(t, s)
+		replace(1)
 		time.Sleep(20 * time.Minute)
 		token(t, s)
 		before := len(server.RevokeRequests())
 		require.NoError(t, s.Revoke(t.Context()))
 		assert.Len(t, server.RevokeRequests(), before+2, "the expired ones are not revoked")
 
-		for range 3 * maxFormer {
-			s.Invalidate(token(t, s).AccessToken)
-			time.Sleep(31 * time.Second)
-		}
-		assert.Len(t, s.memory.past().former, maxFormer, "they don't pile up")
+		replace(20)
+		alive := server.AccessTokens()
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Equal(t, alive[:len(alive)-17], server.AccessTokens(), "the current token and the last 16 former ones are remembered")
+		assert.Empty(t, server.RefreshTokens())
+	})
+}
+
+func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		server.Enqueue(moovtest.Answer{Body: `{"access_token":"old-token","expires_in":60}`})
+		token(t, s)
+		time.Sleep(50 * time.Second)
+		token(t, s)
+		synctest.Wait()
+		require.NotEqual(t, "old-token", token(t, s).AccessToken)
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Contains(t, revoked(server), "access_token=old-token")
+	})
+}
+
+// After such an answer the refresh token is not sent again, but it may be alive.
+func TestRefreshTokenWhoseRequestFailedIsRevoked(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]moovtest.Answer{
+		"a firewall's page": {Status: 403, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html>Blocked</html>"},
+		"invalid_grant":     {Status: 400, Body: `{"error":"invalid_grant"}`},
+		"a mesh's 503":      {Status: 503, Body: "upstream connect error"},
+		"a sign-in page":    {Body: "<html>Sign in</html>"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				s := sourceOf(t, server)
+				token(t, s)
+				time.Sleep(time.Hour)
+				server.Enqueue(answer)
+				token(t, s)
+				require.Len(t, server.RefreshTokens(), 2)
+				require.NoError(t, s.Revoke(t.Context()))
+				assertAllDead(t, server)
+			})
+		})
+	}
+}
+
+// The text of the current token with an expires_in of 0 does not prolong it.
+func TestRefreshTokenOfAReplyThatIsNotTakenIsRevoked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		tok := token(t, s)
+		time.Sleep(14 * time.Minute)
+		again := moovtest.Answer{Body: `{"access_token":"` + tok.AccessToken + `","refresh_token":"new-refresh-token","expires_in":0}`}
+		server.SetAnswer(&again)
+		token(t, s)
+		time.Sleep(time.Minute)
+		server.SetAnswer(nil)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Contains(t, revoked(server), "refresh_token=new-refresh-token")
 	})
 }
 
@@ -260,9 +412,9 @@ func TestRevokeUnderLoadLeavesNothingAlive(t *testing.T) {
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	stop := make(chan struct{})
-	var wg sync.WaitGroup
+	var callers sync.WaitGroup
 	for range 8 {
-		wg.Go(func() {
+		callers.Go(func() {
 			for {
 				select {
 				case <-stop:
@@ -277,98 +429,49 @@ func TestRevokeUnderLoadLeavesNothingAlive(t *testing.T) {
 		assert.NoError(t, s.Revoke(t.Context()))
 	}
 	close(stop)
-	wg.Wait()
+	callers.Wait()
 	require.NoError(t, s.Revoke(t.Context()))
-	assert.Empty(t, server.AccessTokens())
-	assert.Empty(t, server.RefreshTokens())
+	assertAllDead(t, server)
 }
 
-var _ oauth2.TokenSource = (*TokenSource)(nil)
-
-// A RoundTripper that does not heed its context may return a token after its
-// grant has been given up.
-func TestTokenThatCameTooLateIsRevoked(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		var n atomic.Int32
-		slow := roundTripper(func(r *http.Request) (*http.Response, error) {
-			first := n.Add(1) == 1
-			resp, err := server.Transport().RoundTrip(r)
-			if first {
-				time.Sleep(3 * time.Second)
-			}
-			return resp, err
-		})
-		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: slow}), WithTimeout(2*time.Second))
-		_, err := s.Token()
-		require.Error(t, err)
-		time.Sleep(time.Minute)
-		token(t, s)
-		require.NoError(t, s.Revoke(t.Context()))
-		assert.Empty(t, server.AccessTokens())
-		assert.Empty(t, server.RefreshTokens())
-	})
-}
-
-// A server may hand out a token that was invalidated once more, and a refresh
-// token that is new.
-func TestRefreshTokenOfAReplyThatIsUselessIsRevoked(t *testing.T) {
+func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
-		tok := token(t, s)
-		s.Invalidate(tok.AccessToken)
-		again := moovtest.Answer{Body: `{"access_token":"` + tok.AccessToken + `","refresh_token":"useless-but-alive","expires_in":900}`}
-		server.Enqueue(again, again, again)
-		_, err := s.Token()
-		require.ErrorContains(t, err, "invalidated or revoked")
-		require.NoError(t, s.Revoke(t.Context()))
-		var revoked []string
-		for _, r := range server.RevokeRequests() {
-			revoked = append(revoked, r.Form.Get("token"))
+		for range 9 {
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(time.Minute)
 		}
-		assert.Contains(t, revoked, "useless-but-alive")
+		token(t, s)
+		server.SetLatency(time.Hour)
+		began := time.Now()
+		err := s.Revoke(context.Background())
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.Equal(t, defaultTimeout, time.Since(began))
+		tried := make(map[string]bool)
+		for _, tok := range revoked(server) {
+			tried[tok] = true
+		}
+		assert.Len(t, tried, 11, "each is tried, with an equal share of the time")
 	})
 }
 
-func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
+func TestRevokeOfAFreshProcessRevokesWhatTheCacheHas(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		server.Enqueue(moovtest.Answer{Body: `{"access_token":"old","expires_in":60}`})
-		token(t, s)
-		time.Sleep(50 * time.Second)
-		token(t, s)
-		synctest.Wait()
-		require.NotEqual(t, "old", token(t, s).AccessToken)
-		time.Sleep(10*time.Second + 500*time.Millisecond)
-		require.NoError(t, s.Revoke(t.Context()))
-		var revoked []string
-		for _, r := range server.RevokeRequests() {
-			revoked = append(revoked, r.Form.Get("token"))
-		}
-		assert.Contains(t, revoked, "old")
-	})
-}
-
-func TestRevokeOfAFreshProcessRevokesWhatTheCacheHolds(t *testing.T) {
-	t.Parallel()
-	for name, cache := range map[string]Cache{"with a lock": newLockingCache(), "without": new(memoryCache)} {
+	for name, cache := range bothCaches() {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				server := inMemory(t)
-				token(t, sourceOf(t, server, WithCache(cache)))
+				first := token(t, sourceOf(t, server, WithCache(cache)))
 				logout := sourceOf(t, server, WithCache(cache))
 				require.NoError(t, logout.Revoke(t.Context()))
 				assertAllDead(t, server)
 				assert.Len(t, server.RevokeRequests(), 2)
-				entry, err := logout.store.visit().get(t.Context())
-				require.NoError(t, err)
-				assert.Nil(t, entry, "the entry is deleted last")
+				next := token(t, sourceOf(t, server, WithCache(cache)))
+				assert.NotEqual(t, first.AccessToken, next.AccessToken, "the entry is deleted")
+				assert.Equal(t, next.AccessToken, token(t, logout).AccessToken)
+				assert.Len(t, server.TokenRequests(), 2)
 			})
 		})
 	}
@@ -389,6 +492,25 @@ func TestRevokeReachesWhatAnotherProcessPutIntoTheCache(t *testing.T) {
 	})
 }
 
+func TestRevokeRevokesTheEntryThatIsThereOnceItHasTheLock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache()
+		other := sourceOf(t, server, WithCache(cache))
+		first := token(t, other)
+		time.Sleep(14 * time.Minute)
+		server.SetLatency(time.Second)
+		token(t, other) // is refreshed in the background, under the lock
+		synctest.Wait()
+		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
+		assert.Equal(t, []string{first.AccessToken}, server.AccessTokens(), "only the other process knows it")
+		assert.Empty(t, server.RefreshTokens())
+		require.NoError(t, other.Revoke(t.Context()))
+		assertAllDead(t, server)
+	})
+}
+
 func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -403,287 +525,237 @@ func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
 	})
 }
 
-func TestRefreshTokenThatAFirewallRefusedIsRevoked(t *testing.T) {
+// Two processes that start at once without a lock get a refresh token each. One
+// then adopts what the other stores, and still revokes its own.
+func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		token(t, s)
+		server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
+		fleet := fleetOf(t, server, 2, WithCache(new(memoryCache)))
+		tokens := together(t, fleet)
+		require.NotEqual(t, tokens[0].RefreshToken, tokens[1].RefreshToken)
 		time.Sleep(time.Hour)
-		server.Enqueue(moovtest.Answer{Status: 403, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html>Blocked by the firewall</html>"})
-		token(t, s)
-		require.Len(t, server.RefreshTokens(), 2, "the first one still mints tokens")
-		require.NoError(t, s.Revoke(t.Context()))
+		require.Equal(t, token(t, fleet[0]).AccessToken, token(t, fleet[1]).AccessToken)
+		require.Len(t, server.RefreshTokens(), 2, "one was used up, one is in use, and one is not needed any more")
+		for _, s := range fleet {
+			before := len(server.RevokeRequests())
+			require.NoError(t, s.Revoke(t.Context()))
+			var hints []string
+			for _, r := range server.RevokeRequests()[before:] {
+				hints = append(hints, r.Form.Get("token_type_hint"))
+			}
+			assert.IsNonIncreasing(t, hints, "those that can be used to obtain others come first")
+		}
 		assertAllDead(t, server)
 	})
 }
 
-func TestBackgroundGrantThatHadNotBegunBringsNothingAfterRevoke(t *testing.T) {
+// After it is overwritten, no entry has that refresh token.
+func TestRefreshTokenInAnEntryThatIsOverwrittenIsRevoked(t *testing.T) {
 	t.Parallel()
-	for range 50 {
+	for name, cache := range bothCaches() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t)
+				token(t, sourceOf(t, server, WithCache(cache)))
+				time.Sleep(time.Hour)
+				s := sourceOf(t, server, WithCache(cache))
+				token(t, s)
+				require.NoError(t, s.Revoke(t.Context()))
+				assertAllDead(t, server)
+			})
+		})
+	}
+}
+
+// It is not known when a token dies whose lifetime the server did not say.
+func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := new(memoryCache)
+		server.Enqueue(moovtest.Answer{Body: `{"access_token":"of-unknown-lifetime"}`})
+		token(t, sourceOf(t, server, WithCache(cache)))
+		s := sourceOf(t, server, WithCache(cache))
+		require.Equal(t, "of-unknown-lifetime", token(t, s).AccessToken)
+		time.Sleep(time.Hour)
+		token(t, s)
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Contains(t, revoked(server), "access_token=of-unknown-lifetime")
+	})
+}
+
+// To a machine whose clock is up to a minute ahead, the tokens of others expire
+// earlier, and are alive for that long afterwards.
+func TestAdoptedTokenIsRevokedWhileItLivesByAnotherMachinesClock(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{0, 30 * time.Second, 59 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			server := inMemory(t)
-			s := sourceOf(t, server)
-			token(t, s)
-			time.Sleep(14 * time.Minute)
-			token(t, s) // starts a background grant
+			cache := newLockingCache()
+			first := token(t, sourceOf(t, server, WithCache(cache)))
+			s := sourceOf(t, server, WithCache(cache))
+			real := s.core.config.clock
+			s.core.config.clock = func() instant {
+				now := real()
+				now.wall += int64(ahead)
+				return now
+			}
+			require.Equal(t, first.AccessToken, token(t, s).AccessToken)
+			time.Sleep(15*time.Minute - 2*time.Second)
+			require.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
+			require.True(t, server.Alive(first.AccessToken))
 			require.NoError(t, s.Revoke(t.Context()))
-			time.Sleep(time.Minute)
 			assertAllDead(t, server)
 		})
 	}
 }
 
-func TestTokenRevokedByItsSourceIsNeverAdoptedAgain(t *testing.T) {
+func TestRevokedTokenIsNotAdoptedAgain(t *testing.T) {
 	t.Parallel()
-	for name, late := range map[string]bool{"the entry could not be deleted": false, "a Put comes late": true} {
+	for name, change := range map[string]func(kept *lockingCache, c *fakeCache){
+		"the entry could not be deleted": func(_ *lockingCache, c *fakeCache) {
+			c.remove = func(context.Context) error { return errors.New("read only") }
+		},
+		"a Put that was given up arrives later": func(kept *lockingCache, c *fakeCache) {
+			c.put = func(ctx context.Context, data []byte) error {
+				time.AfterFunc(time.Minute, func() { _ = kept.Put(context.Background(), "", data) })
+				<-ctx.Done()
+				return ctx.Err()
+			}
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				server := inMemory(t)
-				kept := new(memoryCache)
-				cache := fakeCache{
-					get:    func(ctx context.Context) ([]byte, error) { return kept.Get(ctx, "") },
-					put:    func(ctx context.Context, data []byte) error { return kept.Put(ctx, "", data) },
-					remove: func(context.Context) error { return errors.New("read only") },
-					lock:   func(context.Context) (func(), error) { return func() {}, nil },
-				}
-				if late {
-					cache.put = func(ctx context.Context, data []byte) error {
-						time.AfterFunc(time.Minute, func() { _ = kept.Put(context.Background(), "", data) })
-						<-ctx.Done()
-						return ctx.Err()
-					}
-				}
-				out := new(page)
-				s := sourceOf(t, server, WithCache(cache), WithLogger(slog.New(slog.NewTextHandler(out, nil))))
-				revoked := token(t, s)
-				require.NoError(t, s.Revoke(t.Context()))
-				time.Sleep(2 * time.Minute)
-
-				// Masked, whatever shows it.
-				answer := moovtest.Answer{Status: 400, Body: `{"error":"` + revoked.AccessToken + ` ` + revoked.RefreshToken + `"}`}
-				server.Enqueue(answer)
-				_, err := s.Token()
-				require.Error(t, err)
-				out.print(err)
-				assert.NotContains(t, out.text.String(), revoked.AccessToken)
-				assert.NotContains(t, out.text.String(), revoked.RefreshToken)
-
-				time.Sleep(time.Minute)
-				assert.NotEqual(t, revoked.AccessToken, token(t, s).AccessToken)
-				time.Sleep(time.Minute)
-			})
-		})
-	}
-}
-
-func TestRevokeDuringAGrantThatHangsRevokesWhatIsInHand(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		hang := false
-		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			if hang && r.URL.Path == tokenPath {
-				<-r.Context().Done()
-				return nil, r.Context().Err()
-			}
-			return server.Transport().RoundTrip(r)
-		})}))
-		token(t, s)
-		time.Sleep(14 * time.Minute)
-		hang = true
-		token(t, s)
-		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		began := time.Now()
-		err := s.Revoke(ctx)
-		assert.ErrorContains(t, err, "the grant in progress did not end in time and was cancelled")
-		assert.Equal(t, 2500*time.Millisecond, time.Since(began), "half of the time that it had")
-		assertAllDead(t, server)
-		hang = false
-		require.NoError(t, s.Revoke(t.Context()))
-		token(t, s)
-	})
-}
-
-func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		for range 9 {
-			s.Invalidate(token(t, s).AccessToken)
-			time.Sleep(time.Minute)
-		}
-		token(t, s)
-		server.SetLatency(time.Hour)
-		began := time.Now()
-		err := s.Revoke(context.Background())
-		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		assert.Equal(t, defaultTimeout, time.Since(began))
-		tried := make(map[string]bool)
-		for _, r := range server.RevokeRequests() {
-			tried[r.Form.Get("token")] = true
-		}
-		assert.Len(t, tried, 11, "each is tried, with an equal share of the time")
-	})
-}
-
-func TestRevokeWithAContextThatHasEndedSaysThatNothingWasRevoked(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	s := sourceOf(t, server)
-	token(t, s)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	err := s.Revoke(ctx)
-	assert.ErrorIs(t, err, context.Canceled)
-	assert.ErrorContains(t, err, "nothing was revoked, since the context had ended")
-	assert.NotContains(t, err.Error(), "another")
-	assert.Empty(t, server.RevokeRequests())
-}
-
-// The limit that the documentation names: 16 former tokens.
-func TestRevokeAfterTenMinutesOf401s(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(time.Second) {
-			if tok, err := s.Token(); err == nil {
-				s.Invalidate(tok.AccessToken)
-			}
-		}
-		issued := len(server.TokenRequests())
-		require.LessOrEqual(t, issued, 26, "the back-off makes them few")
-		require.NoError(t, s.Revoke(t.Context()))
-		assert.LessOrEqual(t, len(server.AccessTokens()), issued-maxFormer)
-		assert.Empty(t, server.RefreshTokens())
-	})
-}
-
-func TestRevokeReachesAnEntryThatIsReplacedWhileItWaitsForTheLock(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		cache := newLockingCache()
-		other := sourceOf(t, server, WithCache(cache))
-		first := token(t, other)
-		time.Sleep(14 * time.Minute)
-		server.SetLatency(time.Second)
-		token(t, other) // is refreshed in the background, under the lock
-		synctest.Wait()
-		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
-		assert.Len(t, server.TokenRequests(), 2)
-		assert.False(t, server.Alive(first.AccessToken), "the cache held it when Revoke was called")
-		assert.Empty(t, server.AccessTokens())
-		assert.Empty(t, server.RefreshTokens())
-	})
-}
-
-func TestRevokeTakesNoLongerWithACacheThatHangs(t *testing.T) {
-	t.Parallel()
-	for _, op := range []string{"Get", "Put", "Delete", "Lock", "unlock"} {
-		t.Run(op, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t)
-				cache := newLockingCache()
-				hangs := false
-				hang := func(at string) {
-					if hangs && at == op {
-						time.Sleep(10 * time.Second)
-					}
-				}
-				s := sourceOf(t, server, WithTimeout(4*time.Second), WithCache(fakeCache{
-					get: func(ctx context.Context) ([]byte, error) { hang("Get"); return cache.Get(ctx, "") },
-					put: func(ctx context.Context, data []byte) error { hang("Put"); return cache.Put(ctx, "", data) },
-					remove: func(ctx context.Context) error {
-						hang("Delete")
-						return cache.Delete(ctx, "")
-					},
-					lock: func(ctx context.Context) (func(), error) {
-						hang("Lock")
-						unlock, err := cache.Lock(ctx, "")
-						return func() { hang("unlock"); unlock() }, err
-					},
-				}))
+				kept := newLockingCache()
+				cache := kept.asFake()
+				change(kept, &cache)
+				s := sourceOf(t, server, WithCache(cache))
 				token(t, s)
-				hangs = true
-				server.SetLatency(time.Hour)
-				var both sync.WaitGroup
-				for i := range 2 { // the second one has little time left when its turn comes
-					both.Go(func() {
-						time.Sleep(time.Duration(i) * 200 * time.Millisecond)
-						began := time.Now()
-						assert.Error(t, s.Revoke(t.Context()))
-						assert.LessOrEqual(t, time.Since(began), 4*time.Second)
-					})
-				}
-				both.Wait()
-				time.Sleep(time.Minute)
+				require.NoError(t, s.Revoke(t.Context()), "the tokens are dead, whatever the cache does")
+				assert.EqualValues(t, 1, s.Stats().CacheFailures)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				require.NotEmpty(t, kept.entries)
+				assert.True(t, server.Alive(token(t, s).AccessToken))
+				time.Sleep(2 * time.Minute)
 			})
 		})
 	}
 }
 
-func TestGrantThatFailsWhileRevokeCancelsItFailsNobody(t *testing.T) {
+func TestRevokeWithACacheThatHangsStopsInTime(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		slow := true
-		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			if slow {
-				<-r.Context().Done()
-				slow = false
-				return nil, errors.New("no route to host")
-			}
-			return server.Transport().RoundTrip(r)
-		})}))
-		var caller sync.WaitGroup
-		caller.Go(func() { token(t, s) })
-		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		assert.Error(t, s.Revoke(ctx))
-		caller.Wait()
-	})
-}
+	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	for op, change := range map[string]func(c *fakeCache){
+		"Get":    func(c *fakeCache) { c.get = func(ctx context.Context) ([]byte, error) { return nil, hang(ctx) } },
+		"Delete": func(c *fakeCache) { c.remove = hang },
+		"Lock":   func(c *fakeCache) { c.lock = func(ctx context.Context) (func(), error) { return nil, hang(ctx) } },
+		"Get and Lock": func(c *fakeCache) {
+			c.get = func(ctx context.Context) ([]byte, error) { return nil, hang(ctx) }
+			c.lock = func(ctx context.Context) (func(), error) { return nil, hang(ctx) }
+		},
+	} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			for _, limit := range []time.Duration{100 * time.Millisecond, time.Second, time.Minute} {
+				synctest.Test(t, func(t *testing.T) {
+					server := inMemory(t)
+					works := newLockingCache().asFake()
+					cache := works
+					s := sourceOf(t, server, WithTimeout(4*time.Second), WithCache(&cache))
+					token(t, s)
+					change(&cache)
+					ctx, cancel := context.WithTimeout(t.Context(), limit)
+					defer cancel()
+					err := s.Revoke(ctx)
+					assert.NoError(t, ctx.Err(), "it leaves time for the tokens")
+					assert.Equal(t, op != "Delete", err != nil, "it says whether it knows what the cache had: %v", err)
+					assertAllDead(t, server)
 
-func TestRevokeWithLittleTimeAndASlowCacheRevokesWhatIsInHand(t *testing.T) {
-	t.Parallel()
-	for _, long := range []time.Duration{100 * time.Millisecond, time.Second, 3 * time.Second} {
-		synctest.Test(t, func(t *testing.T) {
-			server := inMemory(t)
-			cache, hangs := newLockingCache(), false
-			s := sourceOf(t, server, WithCache(fakeCache{
-				get: func(ctx context.Context) ([]byte, error) {
-					if hangs {
-						<-ctx.Done()
-						return nil, ctx.Err()
+					cache = works
+					token(t, s)
+					change(&cache)
+					server.SetLatency(time.Hour)
+					var both sync.WaitGroup
+					for i := range 2 { // the second one has little time left when its turn comes
+						both.Go(func() {
+							time.Sleep(time.Duration(i) * 200 * time.Millisecond)
+							began := time.Now()
+							assert.Error(t, s.Revoke(t.Context()))
+							assert.LessOrEqual(t, time.Since(began), 4*time.Second)
+						})
 					}
-					return cache.Get(ctx, "")
-				},
-				put:    func(ctx context.Context, data []byte) error { return cache.Put(ctx, "", data) },
-				remove: func(ctx context.Context) error { return cache.Delete(ctx, "") },
-				lock:   func(ctx context.Context) (func(), error) { return cache.Lock(ctx, "") },
-			}))
-			token(t, s)
-			hangs = true
-			ctx, cancel := context.WithTimeout(t.Context(), long)
-			defer cancel()
-			assert.ErrorContains(t, s.Revoke(ctx), "the cache could not be read")
-			assert.NoError(t, ctx.Err(), "in time")
-			assertAllDead(t, server)
+					both.Wait()
+				})
+			}
 		})
 	}
 }
 
-func TestRevokeWithoutTimeBlamesNobodyElse(t *testing.T) {
+func TestRevokeThatUsedItsTimeForTheTokensDoesNotWaitForTheCache(t *testing.T) {
 	t.Parallel()
-	server := onLoopback(t)
-	err := sourceOf(t, server, WithTimeout(1), WithToken(&oauth2.Token{AccessToken: "given-token"})).Revoke(t.Context())
-	assert.ErrorContains(t, err, "WithTimeout")
-	assert.NotContains(t, err.Error(), "another")
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		cache := newLockingCache().asFake()
+		cache.remove = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		s := sourceOf(t, server, WithTimeout(4*time.Second), WithCache(cache))
+		token(t, s)
+		server.SetLatency(1900 * time.Millisecond)
+		began := time.Now()
+		require.NoError(t, s.Revoke(t.Context()))
+		assert.Equal(t, 4*time.Second, time.Since(began))
+		assertAllDead(t, server)
+	})
+}
+
+// The wait was in the answer to a request that a Revoke interrupted afterwards.
+func TestRevokeKeepsTheWaitThatTheServerAskedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server)
+		server.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"600"}}})
+		server.SetLatency(2 * time.Second)
+		failed := make(chan error)
+		go func() {
+			_, err := s.Token()
+			failed <- err
+		}()
+		time.Sleep(time.Second)
+		require.NoError(t, s.Revoke(t.Context()))
+		require.Error(t, <-failed)
+		time.Sleep(9 * time.Minute)
+		_, err := s.Token()
+		require.ErrorAs(t, err, new(*CoolDownError))
+		assert.Len(t, server.TokenRequests(), 1)
+	})
+}
+
+func TestContextThatEndsWithACauseIsToldFromAFailure(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		silent := WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, context.Cause(r.Context()) // as net/http does
+		})})
+		cause := errors.New("shutting down")
+		cancelled, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(cause) })
+		timed, stop := context.WithTimeoutCause(t.Context(), time.Second, cause)
+		defer stop()
+		for _, c := range []struct {
+			ctx     context.Context
+			timeout bool
+		}{{cancelled, false}, {timed, true}} {
+			_, requested := RequestToken(c.ctx, testCredentials, WithScopes(pingScope), silent)
+			for _, err := range []error{requested, Revoke(c.ctx, testCredentials, "token", silent)} {
+				require.ErrorIs(t, err, c.ctx.Err())
+				require.ErrorIs(t, err, cause)
+				assertFlags(t, err, c.timeout, c.timeout)
+			}
+		}
+	})
 }

@@ -10,27 +10,29 @@ import (
 
 func TestInstants(t *testing.T) {
 	t.Parallel()
-	a := instant{wall: 100, monotonic: 10}
-	assert.Equal(t, instant{105, 15}, a.add(5))
-	assert.Equal(t, instant{95, 5}, a.add(-5))
-	assert.Equal(t, time.Unix(0, 100), a.time())
+	moment := instant{wall: 100, monotonic: 10}
+	assert.Equal(t, instant{105, 15}, moment.add(5))
+	assert.Equal(t, instant{95, 5}, moment.add(-5))
+	assert.Equal(t, time.Unix(0, 100), moment.time())
 	for _, c := range []struct {
 		now     instant
 		reached bool
-		left    time.Duration // from now to a
+		passed  bool
+		left    time.Duration // from now to moment
 	}{
-		{instant{100, 10}, true, 0},
-		{instant{99, 9}, false, 1},
-		{instant{100, 0}, true, 0},  // the machine was suspended
-		{instant{0, 10}, true, 0},   // the wall clock was set back
-		{instant{90, 3}, false, 7},  // the monotonic clock gets there first
-		{instant{98, 3}, false, 2},  // the wall clock does
-		{instant{200, 20}, true, 0}, // never negative
-		{instant{200, 3}, true, 0},
-		{instant{90, 20}, true, 0},
+		{instant{100, 10}, true, true, 0},
+		{instant{99, 9}, false, false, 1},
+		{instant{100, 0}, true, false, 0}, // the machine was suspended
+		{instant{0, 10}, true, false, 0},  // the wall clock was set back
+		{instant{90, 3}, false, false, 7}, // the monotonic clock gets there first
+		{instant{98, 3}, false, false, 2}, // the wall clock does
+		{instant{200, 20}, true, true, 0}, // never negative
+		{instant{200, 3}, true, false, 0},
+		{instant{90, 20}, true, false, 0},
 	} {
-		assert.Equal(t, c.reached, c.now.reached(a), c.now)
-		assert.Equal(t, c.left, a.after(c.now), c.now)
+		assert.Equal(t, c.reached, c.now.reached(moment), c.now)
+		assert.Equal(t, c.passed, c.now.passed(moment), c.now)
+		assert.Equal(t, c.left, c.now.until(moment), c.now)
 	}
 }
 
@@ -42,7 +44,7 @@ func TestClockReadsBothClocks(t *testing.T) {
 	assert.LessOrEqual(t, now.wall, time.Now().UnixNano())
 	assert.GreaterOrEqual(t, now.monotonic, int64(since))
 	assert.LessOrEqual(t, now.monotonic, int64(time.Since(started)))
-	assert.Positive(t, never.after(now.add(100*365*24*time.Hour)), "no clock reaches never")
+	assert.False(t, now.add(100*365*24*time.Hour).reached(never))
 }
 
 func TestPhases(t *testing.T) {
@@ -60,7 +62,7 @@ func TestPhases(t *testing.T) {
 		// 5 minutes at most.
 		{25 * time.Minute, auto, 0, 20*time.Minute - 5*time.Second, 25*time.Minute - 5*time.Second},
 		{24 * time.Hour, auto, 0, 24*time.Hour - 5*time.Minute - 5*time.Second, 24*time.Hour - 5*time.Second},
-		// The leeway is a tenth of a short life.
+		// A short life ends a tenth earlier.
 		{50 * time.Second, auto, 0, 35 * time.Second, 45 * time.Second},
 		{40 * time.Second, auto, 0, 28 * time.Second, 36 * time.Second},
 		{10 * time.Second, auto, 0, 7 * time.Second, 9 * time.Second},
@@ -70,7 +72,7 @@ func TestPhases(t *testing.T) {
 		{15 * time.Minute, time.Minute, 1, 14*time.Minute + time.Second, 15*time.Minute - 5*time.Second},
 		{15 * time.Minute, 0, 1, 15*time.Minute - 5*time.Second, 15*time.Minute - 5*time.Second},
 		{time.Hour, 30 * time.Minute, 0, 30*time.Minute - 5*time.Second, time.Hour - 5*time.Second},
-		// A fifth of its life at least, a token is fresh.
+		// Four fifths of the life at most.
 		{10 * time.Second, time.Hour, 0, 1800 * time.Millisecond, 9 * time.Second},
 	} {
 		fresh, usable := phases(c.life, c.early, c.random)
@@ -79,57 +81,49 @@ func TestPhases(t *testing.T) {
 	}
 }
 
-func TestJitter(t *testing.T) {
+// x/oauth2's ReuseTokenSource calls Token from 10 s before the expiry on. If the
+// hard expiry were earlier, that call would have to wait.
+func TestTokenEndsWithinTheMarginOfReuseTokenSource(t *testing.T) {
 	t.Parallel()
-	assert.Zero(t, jitter(time.Minute, 0))
-	assert.Equal(t, 15*time.Second, jitter(time.Minute, .25))
-	assert.Less(t, jitter(time.Minute, .999), time.Minute)
+	for life := time.Second; life < maxLifetime; life = life * 3 / 2 {
+		_, usable := phases(life, -1, 0)
+		assert.Less(t, life-usable, 10*time.Second, life)
+	}
 }
 
 func TestBackOff(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		n      int
-		good   time.Duration
 		random float64
 		want   time.Duration
 	}{
-		{1, 0, 0, 0},
-		{1, 0, 1, 200 * time.Millisecond},
-		{2, 0, 0, 0},
-		{2, 0, .5, 200 * time.Millisecond},
-		{2, 0, 1, 400 * time.Millisecond},
-		// At most half of what the token in hand has left, but 50 ms at least.
-		{2, time.Hour, 1, 400 * time.Millisecond},
-		{2, 600 * time.Millisecond, 1, 300 * time.Millisecond},
-		{2, 80 * time.Millisecond, 1, 50 * time.Millisecond},
-		{2, 1, 1, 50 * time.Millisecond},
-		{1, time.Second, 0, 0},
+		{1, 0, 0},
+		{1, 1, 200 * time.Millisecond},
+		{2, 0, 0},
+		{2, .5, 200 * time.Millisecond},
+		{2, 1, 400 * time.Millisecond},
 	} {
-		assert.Equal(t, c.want, backOff(c.n, c.good, c.random), c)
+		assert.Equal(t, c.want, backOff(c.n, c.random), c)
 	}
 }
 
-func TestCoolDownGrows(t *testing.T) {
+func TestCoolDownDoublesUpToTheMost(t *testing.T) {
 	t.Parallel()
 	for failures, want := range map[int]time.Duration{
 		1: 250 * time.Millisecond, 2: 500 * time.Millisecond, 3: time.Second, 7: 16 * time.Second,
 		8: 30 * time.Second, 9: 30 * time.Second, 40: 30 * time.Second, math.MaxInt: 30 * time.Second,
 	} {
-		assert.Equal(t, want, coolDown(failures, 0, 0), failures)
-		assert.Equal(t, want/2, coolDown(failures, 0, 1), "%d: half of it is jitter", failures)
-		assert.Equal(t, want*3/4, coolDown(failures, 0, .5), failures)
+		assert.Equal(t, want, coolDownAfter(failures, maxCoolDown, 0), failures)
+		assert.Equal(t, want/2, coolDownAfter(failures, maxCoolDown, 1), "%d: half of it is jitter", failures)
+		assert.Equal(t, want*3/4, coolDownAfter(failures, maxCoolDown, .5), failures)
 	}
-	for good, want := range map[time.Duration]time.Duration{
-		time.Hour: 30 * time.Second, time.Minute: 30 * time.Second, 40 * time.Second: 20 * time.Second,
-		200 * time.Millisecond: 100 * time.Millisecond, 60 * time.Millisecond: 50 * time.Millisecond, 1: 50 * time.Millisecond,
-	} {
-		assert.Equal(t, want, coolDown(20, good, 0), good)
+	for failures, want := range map[int]time.Duration{8: 32 * time.Second, 11: 256 * time.Second, 12: 5 * time.Minute, math.MaxInt: 5 * time.Minute} {
+		assert.Equal(t, want, coolDownAfter(failures, maxScopesDown, 0), failures)
 	}
-	assert.Equal(t, 250*time.Millisecond, coolDown(1, time.Hour, 0), "a token in hand does not make it longer")
 }
 
-func TestSpread(t *testing.T) {
+func TestWaitThatTheServerAsksForIsSpread(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		asked  time.Duration
@@ -149,38 +143,32 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-func TestInterval(t *testing.T) {
+func TestPauseBetweenInvalidationsDoublesToThirtySeconds(t *testing.T) {
 	t.Parallel()
-	for refusals, want := range map[int]time.Duration{0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 16, 6: 30, 7: 30, 100: 30, math.MaxInt: 30, -1: 1} {
-		assert.Equal(t, want*time.Second, interval(refusals), refusals)
+	var pause time.Duration
+	for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
+		pause = nextPause(pause)
+		assert.Equal(t, want*time.Second, pause)
 	}
 }
 
-func TestShare(t *testing.T) {
+func TestReusedConnectionHasASixthOfTheTime(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ timeout, left, want time.Duration }{
-		{30 * time.Second, 30 * time.Second, 10 * time.Second},
-		{30 * time.Second, 7 * time.Second, 7 * time.Second},
-		{60 * time.Second, 60 * time.Second, 20 * time.Second},
-		{12 * time.Second, 12 * time.Second, 5 * time.Second},
-		{15 * time.Second, 15 * time.Second, 5 * time.Second},
-		{5 * time.Second, 5 * time.Second, 5 * time.Second},
-		{time.Second, time.Second, time.Second},
-		{30 * time.Second, -time.Second, -time.Second},
+	for left, want := range map[time.Duration]time.Duration{
+		time.Minute: 10 * time.Second, 30 * time.Second: 5 * time.Second, 12 * time.Second: 2 * time.Second,
+		5 * time.Second: 2 * time.Second, -time.Second: 2 * time.Second,
 	} {
-		assert.Equal(t, c.want, share(c.timeout, c.left), c)
+		assert.Equal(t, want, giveUpAfter(left), left)
 	}
 }
 
-// The constants that docs and doc comments name.
+// The limits that documentation names.
 func TestLimitsThatAreDocumented(t *testing.T) {
 	t.Parallel()
 	assert.Equal(t, 5*time.Minute, assumedLifetime)
-	assert.Equal(t, 720*time.Hour, maxLifetime)
+	assert.Equal(t, 30*24*time.Hour, maxLifetime)
 	assert.Equal(t, time.Minute, maxSkew)
 	assert.Equal(t, 16, maxFormer)
-	assert.Equal(t, 1_000, maxRetired)
 	assert.Equal(t, 3, maxAttempts)
-	assert.Equal(t, time.Hour, maxLine)
 	assert.Equal(t, 1<<20, maxBody)
 }

@@ -1,6 +1,6 @@
 package moovauth
 
-// This file is what a source tells about itself: what it has, and what it did.
+// This file is what a source tells about itself: its state, and its counts.
 
 import (
 	"sync/atomic"
@@ -11,27 +11,30 @@ import (
 const (
 	PhaseNone  = "none"  // there is no good token: callers wait for one
 	PhaseFresh = "fresh" // the token is good
-	PhaseStale = "stale" // the token is good, and due for its refresh
+	PhaseStale = "stale" // the token is good, and due to be refreshed
 )
 
-// Stats is what a [TokenSource] has, and what it did since it was made. All
-// counts only grow.
+// Stats is the state of a [TokenSource], and what it has done since it was made.
+// The counts only grow.
 type Stats struct {
-	Phase           string    // of the token in hand: PhaseNone, PhaseFresh or PhaseStale
-	Expiry          time.Time // of the access token, as the server set it; zero: there is none
+	Phase           string    // of the current token: PhaseNone, PhaseFresh or PhaseStale
+	Expiry          time.Time // of the access token, as the server set it or as assumed; zero: there is none
 	HasRefreshToken bool
-	CoolDownUntil   time.Time // no token request is made before; zero: one may be made now
+	CoolDownUntil   time.Time // no token request is made before; zero: one can be made now
 
-	LastError   error     // why there was no new token the last time; nil: there always was
+	LastError   error     // of the last grant that failed; nil: none has
 	LastErrorAt time.Time // when that was
 
-	ClientCredentials       uint64 // grants of that type that brought a token, retries included
-	ClientCredentialsFailed uint64 // … that did not
-	Refreshes               uint64 // refresh grants that brought a token
-	RefreshesFailed         uint64 // … that did not
+	ClientCredentials       uint64 // successful requests with the client credentials; retries do not count
+	ClientCredentialsFailed uint64 // failed ones
+	Refreshes               uint64 // successful requests with a refresh token; retries do not count
+	RefreshesFailed         uint64 // failed ones
 	Adopted                 uint64 // tokens taken from the cache
-	Invalidated             uint64 // tokens that Invalidate took away
+	Invalidated             uint64 // calls of Invalidate that marked the current token
 	Revoked                 uint64 // tokens that Revoke revoked
+
+	CacheFailures  uint64 // calls to the cache that failed
+	LastCacheError error  // of the last of them; nil: none has failed
 
 	Waited   uint64        // callers that had to wait for a token
 	WaitTime time.Duration // of all of them together
@@ -39,52 +42,51 @@ type Stats struct {
 
 // counts are what only grows in Stats.
 type counts struct {
-	grants, failed         atomic.Uint64 // with client credentials
-	refreshes, failedOnes  atomic.Uint64 // with a refresh token
-	adopted, invalidated   atomic.Uint64
-	revoked, waited, waits atomic.Uint64 // waits: nanoseconds
+	clientCredentials, clientCredentialsFailed atomic.Uint64
+	refreshes, refreshesFailed                 atomic.Uint64
+	adopted, invalidated, revoked, waited      atomic.Uint64
+	waitTime                                   atomic.Int64 // nanoseconds
 }
 
-// Stats returns what s has and did. It makes no request, starts no refresh and
-// takes no lock.
+// Stats returns the state and the counts of s. It makes no request, starts no
+// refresh and takes no lock.
 func (s *TokenSource) Stats() Stats {
-	if s.endpoint == nil {
+	if s.core == nil {
 		return Stats{Phase: PhaseNone}
 	}
-	now, v, n := s.endpoint.clock(), s.memory.load(), &s.memory.counts
+	now, known, n := s.core.config.clock(), s.core.state.load(), &s.core.state.counts
 	st := Stats{
 		Phase:                   PhaseNone,
-		ClientCredentials:       n.grants.Load(),
-		ClientCredentialsFailed: n.failed.Load(),
+		ClientCredentials:       n.clientCredentials.Load(),
+		ClientCredentialsFailed: n.clientCredentialsFailed.Load(),
 		Refreshes:               n.refreshes.Load(),
-		RefreshesFailed:         n.failedOnes.Load(),
+		RefreshesFailed:         n.refreshesFailed.Load(),
 		Adopted:                 n.adopted.Load(),
 		Invalidated:             n.invalidated.Load(),
 		Revoked:                 n.revoked.Load(),
 		Waited:                  n.waited.Load(),
-		WaitTime:                time.Duration(n.waits.Load()),
+		WaitTime:                time.Duration(n.waitTime.Load()),
 	}
-	if v.good(now) > 0 {
+	if t := known.usable(now); t != nil {
 		st.Phase = PhaseFresh
-		if v.stale(now) {
+		if t.refused || now.reached(t.refreshAt) {
 			st.Phase = PhaseStale
 		}
 	}
-	if v.held != nil {
-		st.Expiry, st.HasRefreshToken = v.held.token.Expiry, v.held.token.RefreshToken != ""
+	if t := known.current; t != nil {
+		st.Expiry, st.HasRefreshToken = t.Expiry, t.RefreshToken != ""
 	}
-	until := instant{}
-	if c := v.cooling; c != nil {
-		until = c.until
+	if c := known.coolDown; c != nil && !now.reached(c.until) && (!c.background || st.Phase != PhaseNone) {
+		st.CoolDownUntil = c.until.time()
 	}
-	if v.good(now) == 0 && until.wall < v.waitUntil.wall { // the API refuses one token after the other
-		until = v.waitUntil
-	}
-	if !now.reached(until) {
-		st.CoolDownUntil = until.time()
-	}
-	if f := v.failure; f != nil {
+	if f := known.lastFailure; f != nil {
 		st.LastError, st.LastErrorAt = f.err, f.at
+	}
+	if cache := s.core.cache; cache != nil {
+		st.CacheFailures = cache.failures.Load()
+		if err := cache.lastError.Load(); err != nil {
+			st.LastCacheError = *err
+		}
 	}
 	return st
 }

@@ -1,7 +1,8 @@
 package moovauth
 
 import (
-	"net/http"
+	"context"
+	"errors"
 	"reflect"
 	"sync"
 	"testing"
@@ -50,12 +51,14 @@ func TestStatsThroughATokensLife(t *testing.T) {
 
 		s.Invalidate("unknown")
 		assert.Equal(t, want, s.Stats())
-		s.Invalidate(token(t, s).AccessToken)
-		want.Phase, want.Expiry, want.Invalidated = PhaseNone, time.Time{}, 1
+		second := token(t, s)
+		s.Invalidate(second.AccessToken)
+		s.Invalidate(second.AccessToken) // it is marked already
+		want.Phase, want.Invalidated = PhaseNone, 1
 		assert.Equal(t, want, s.Stats())
 
 		require.NoError(t, s.Revoke(t.Context()))
-		want.HasRefreshToken, want.Revoked = false, uint64(len(server.RevokeRequests()))
+		want.Expiry, want.HasRefreshToken, want.Revoked = time.Time{}, false, uint64(len(server.RevokeRequests()))
 		assert.NotZero(t, want.Revoked)
 		assert.Equal(t, want, s.Stats())
 	})
@@ -64,9 +67,9 @@ func TestStatsThroughATokensLife(t *testing.T) {
 func TestStatsOfFailures(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		server.Enqueue(moovtest.Answer{Status: 401, Body: `{"error":"invalid_client"}`})
+		p := proxyOf(t)
+		s := p.source(t)
+		p.on(replies(401, `{"error":"invalid_client"}`))
 		failed := time.Now()
 		_, err := s.Token()
 		require.Error(t, err)
@@ -80,8 +83,9 @@ func TestStatsOfFailures(t *testing.T) {
 		_, err = s.Token()
 		require.ErrorAs(t, err, &cooling)
 		assert.WithinDuration(t, cooling.Until, st.CoolDownUntil, 0)
-		assert.Equal(t, uint64(1), s.Stats().Waited, "who is refused at once does not wait")
+		assert.Equal(t, uint64(1), s.Stats().Waited, "a caller that is refused at once does not wait")
 
+		p.on(nil)
 		time.Sleep(time.Second)
 		assert.Zero(t, s.Stats().CoolDownUntil, "it is over")
 		token(t, s)
@@ -92,52 +96,90 @@ func TestStatsOfFailures(t *testing.T) {
 
 		// A refresh that is refused, and client credentials after it.
 		time.Sleep(time.Hour)
-		server.Enqueue(moovtest.Answer{Status: 403})
+		p.on(replies(403, ""), refresh)
 		token(t, s)
 		after = s.Stats()
 		assert.Equal(t, []uint64{2, 1, 0, 1}, []uint64{after.ClientCredentials, after.ClientCredentialsFailed, after.Refreshes, after.RefreshesFailed})
-		assert.Equal(t, st.LastError, after.LastError, "the flight did not fail")
-
-		// A background refresh that fails.
-		time.Sleep(13 * time.Minute)
-		server.Enqueue(moovtest.Answer{Status: 503, Header: http.Header{"Retry-After": {"90"}}})
-		failed = time.Now()
-		token(t, s)
-		synctest.Wait()
-		after = s.Stats()
-		assert.Equal(t, PhaseStale, after.Phase)
-		assert.ErrorContains(t, after.LastError, "503")
-		assert.WithinDuration(t, failed, after.LastErrorAt, 0)
-		assert.False(t, after.CoolDownUntil.Before(failed.Add(90*time.Second)), "as the server asked")
-		assert.Equal(t, uint64(2), after.RefreshesFailed)
+		assert.Equal(t, st.LastError, after.LastError, "the grant did not fail")
 	})
 }
 
-func TestStatsWhileTheAPIRefusesOneTokenAfterTheOther(t *testing.T) {
+func TestStatsOfAFailedRefreshInTheBackground(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := sourceOf(t, inMemory(t))
-		s.Invalidate(token(t, s).AccessToken)
-		assert.Zero(t, s.Stats().CoolDownUntil, "the first time, the next request is due at once")
-		assert.NoError(t, s.Stats().LastError)
-		s.Invalidate(token(t, s).AccessToken)
-		st := s.Stats()
-		assert.Equal(t, PhaseNone, st.Phase)
-		assert.Equal(t, time.Second, time.Until(st.CoolDownUntil))
-		assert.ErrorContains(t, st.LastError, "refuses one token after the other")
-		assert.Zero(t, time.Since(st.LastErrorAt))
-
-		_, err := s.Token()
-		var cooling *CoolDownError
-		require.ErrorAs(t, err, &cooling)
-		assert.Equal(t, cooling.Until, st.CoolDownUntil, "which is what a caller is told")
-		time.Sleep(time.Second)
-		assert.Zero(t, s.Stats().CoolDownUntil)
+		p := proxyOf(t)
+		s := p.source(t)
+		first := token(t, s)
+		time.Sleep(13 * time.Minute)
+		p.on(replies(503, "", "Retry-After", "40"))
+		failed := time.Now()
 		token(t, s)
+		synctest.Wait()
+		st := s.Stats()
+		assert.Equal(t, PhaseStale, st.Phase)
+		assert.ErrorContains(t, st.LastError, "503")
+		assert.WithinDuration(t, failed, st.LastErrorAt, 0)
+		assert.False(t, st.CoolDownUntil.Before(failed.Add(40*time.Second)), "as the server asked")
+		assert.Equal(t, uint64(1), st.RefreshesFailed)
+
+		// It lasts no longer than the token.
+		p.on(replies(503, "", "Retry-After", "3600"))
+		time.Sleep(time.Minute)
+		token(t, s)
+		synctest.Wait()
+		assert.WithinDuration(t, first.Expiry.Add(-maxLeeway), s.Stats().CoolDownUntil, 0)
+		time.Sleep(time.Until(first.Expiry))
+		assert.Zero(t, s.Stats().CoolDownUntil, "a token request can be made now")
+		_, err := s.Token()
+		require.NotErrorAs(t, err, new(*CoolDownError))
+		assert.False(t, s.Stats().CoolDownUntil.Before(time.Now().Add(time.Hour)), "a caller waited for this one")
 	})
 }
 
-func TestStatsCountAdoptedTokens(t *testing.T) {
+func TestStatsOfACoolDownThatEndedWithTheToken(t *testing.T) {
+	t.Parallel()
+	bubbles(t, map[string]func(t *testing.T, s *TokenSource){
+		"Invalidate": func(t *testing.T, s *TokenSource) { s.Invalidate(token(t, s).AccessToken) },
+		"Revoke":     func(t *testing.T, s *TokenSource) { require.NoError(t, s.Revoke(t.Context())) },
+	}, func(t *testing.T, end func(t *testing.T, s *TokenSource)) {
+		p := proxyOf(t)
+		s := p.source(t)
+		token(t, s)
+		time.Sleep(13 * time.Minute)
+		p.on(replies(503, "", "Retry-After", "60"))
+		token(t, s)
+		synctest.Wait()
+		require.NotZero(t, s.Stats().CoolDownUntil)
+		end(t, s)
+		assert.Zero(t, s.Stats().CoolDownUntil, "a token request can be made now")
+	})
+}
+
+func TestStatsOfARefusedToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t)
+		first := token(t, s)
+		p.on(replies(401, ""))
+		s.Invalidate(first.AccessToken)
+		st := s.Stats()
+		assert.Equal(t, PhaseNone, st.Phase)
+		assert.Zero(t, st.CoolDownUntil, "a token request can be made now")
+		assert.NoError(t, st.LastError)
+		assert.Equal(t, uint64(1), st.Invalidated)
+
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		st = s.Stats()
+		assert.Equal(t, PhaseStale, st.Phase, "callers get it again during the cool-down")
+		assert.NotZero(t, st.CoolDownUntil)
+		assert.ErrorContains(t, st.LastError, "401")
+		time.Sleep(time.Until(st.CoolDownUntil))
+		assert.Equal(t, PhaseNone, s.Stats().Phase)
+	})
+}
+
+func TestStatsOfTheCache(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -148,8 +190,23 @@ func TestStatsCountAdoptedTokens(t *testing.T) {
 		st := s.Stats()
 		assert.Equal(t, uint64(1), st.Adopted)
 		assert.Zero(t, st.ClientCredentials)
+		assert.Zero(t, st.CacheFailures)
+		assert.NoError(t, st.LastCacheError)
 		assert.Equal(t, PhaseFresh, st.Phase)
 		assert.WithinDuration(t, adopted.Expiry, st.Expiry, 0)
+
+		full := errors.New("no space left on device")
+		s = sourceOf(t, server, WithCache(fakeCache{
+			get:  func(context.Context) ([]byte, error) { return nil, nil },
+			put:  func(context.Context, []byte) error { return full },
+			lock: func(context.Context) (func(), error) { return func() {}, nil },
+		}))
+		token(t, s)
+		st = s.Stats()
+		assert.Equal(t, uint64(1), st.CacheFailures)
+		assert.ErrorIs(t, st.LastCacheError, full)
+		assert.NoError(t, st.LastError)
+		assert.Equal(t, uint64(1), st.ClientCredentials)
 	})
 }
 
@@ -166,20 +223,17 @@ func TestStatsOfASavedToken(t *testing.T) {
 func TestStatsCountTheCallersThatWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(2*time.Second))
-		s := sourceOf(t, server)
+		s := sourceOf(t, inMemory(t, moovtest.WithLatency(2*time.Second)))
 		for range 10 {
 			go func() { _, _ = s.Token() }()
 		}
-		time.Sleep(time.Second)
-		assert.Zero(t, s.Stats().Waited, "they are counted when they have waited")
-		time.Sleep(2 * time.Second)
+		time.Sleep(3 * time.Second)
 		st := s.Stats()
 		assert.Equal(t, uint64(10), st.Waited)
 		assert.Equal(t, 20*time.Second, st.WaitTime)
 		token(t, s)
 		time.Sleep(12*time.Minute + 30*time.Second)
-		token(t, s) // stale: nobody waits
+		token(t, s) // a stale token needs no waiting
 		time.Sleep(time.Minute)
 		assert.Equal(t, uint64(10), s.Stats().Waited)
 		assert.Equal(t, uint64(1), s.Stats().Refreshes)
@@ -193,18 +247,17 @@ func TestStatsOfAZeroTokenSource(t *testing.T) {
 
 // The struct itself is returned by value.
 func TestStatsAllocateNothing(t *testing.T) {
-	server := onLoopback(t)
+	server := inMemory(t)
 	s := sourceOf(t, server)
 	var st Stats
-	states := map[string]func(){
-		"new":    func() {},
-		"failed": func() { server.Enqueue(moovtest.Answer{Status: 401}); _, _ = s.Token() },
-		"fresh":  func() { time.Sleep(firstCoolDown); token(t, s) },
-	}
-	for _, name := range []string{"new", "failed", "fresh"} {
-		states[name]()
-		assert.Zero(t, testing.AllocsPerRun(100, func() { st = s.Stats() }), name)
-	}
+	assert.Zero(t, testing.AllocsPerRun(100, func() { st = s.Stats() }), "new")
+	server.Enqueue(moovtest.Answer{Status: 401})
+	_, err := s.Token()
+	require.Error(t, err)
+	assert.Zero(t, testing.AllocsPerRun(100, func() { st = s.Stats() }), "failed")
+	require.NoError(t, s.Revoke(t.Context())) // ends the cool-down
+	token(t, s)
+	assert.Zero(t, testing.AllocsPerRun(100, func() { st = s.Stats() }), "fresh")
 	assert.Equal(t, PhaseFresh, st.Phase)
 	assert.Error(t, st.LastError)
 }
@@ -213,32 +266,36 @@ func TestStatsTakeNoLock(t *testing.T) {
 	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	token(t, s)
-	s.memory.mu.Lock()
-	defer s.memory.mu.Unlock()
+	s.core.state.mu.Lock() // a call that took it, too, would never return
+	defer s.core.state.mu.Unlock()
 	assert.Equal(t, PhaseFresh, s.Stats().Phase)
 }
 
-// Stats are read while everything else goes on. All counts only grow.
 func TestStatsMayBeReadAtAnyTime(t *testing.T) {
 	t.Parallel()
-	server := onLoopback(t, moovtest.WithLifetime(2*time.Second))
-	s := sourceOf(t, server, WithCache(new(memoryCache)))
-	end := time.Now().Add(200 * time.Millisecond)
+	s := sourceOf(t, inMemory(t), WithCache(new(memoryCache)))
+	use := func() {
+		tok := token(t, s)
+		s.Invalidate(tok.AccessToken)
+		assert.NoError(t, s.Revoke(t.Context()))
+	}
+	use()
 	var all sync.WaitGroup
-	for i := range 4 {
+	for range 4 {
 		all.Go(func() {
-			for n := 0; time.Now().Before(end); n++ {
-				if tok, err := s.Token(); err == nil && i == 0 && n%50 == 0 {
-					s.Invalidate(tok.AccessToken)
-				}
-				if i == 1 && n%100 == 0 {
-					_ = s.Revoke(t.Context())
-				}
+			for range 10 {
+				use()
 			}
 		})
 	}
-	before := s.Stats()
-	for time.Now().Before(end) {
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	for before, running := s.Stats(), true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
 		now := s.Stats()
 		for i := range reflect.TypeFor[Stats]().NumField() {
 			if v := reflect.ValueOf(now).Field(i); v.CanUint() {
@@ -248,7 +305,6 @@ func TestStatsMayBeReadAtAnyTime(t *testing.T) {
 		require.GreaterOrEqual(t, now.WaitTime, before.WaitTime)
 		before = now
 	}
-	all.Wait()
 	last := s.Stats()
 	assert.NotZero(t, last.Waited)
 	assert.NotZero(t, last.Revoked)

@@ -15,11 +15,18 @@
 // [TokenSource.Client], or a [Transport] of your own, also sends the
 // X-Moov-Version header and keeps the token from other hosts. Package moovtest
 // is a Moov to test against.
+//
+// Code that you plug in, such as an [http.RoundTripper], a [Cache] or a
+// [Limiter], is called directly, as net/http does: it must heed its context, and
+// a panic in it ends the program. If it calls [runtime.Goexit], as t.FailNow does
+// in a mock, callers wait for WithTimeout (with a Limiter: until their own context
+// ends).
 package moovauth
 
-// This file is who waits for whom: callers, the flight that they share, and the
-// refresh in the background. What a source remembers is in memory.go, and how a
-// token is obtained in grant.go.
+// This file is the life of a token: fresh, stale, expired. It decides who waits
+// for whom: the callers, the flight that they share, and the refresh in the
+// background. What a source knows is in state.go, and how a token is obtained in
+// grant.go.
 
 import (
 	"context"
@@ -33,245 +40,236 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// TokenSource is an [oauth2.TokenSource] that always has a good token, or an
-// error that says why not. Make one with [NewTokenSource] for each set of
-// scopes, and share it: it is safe for concurrent use.
+// TokenSource is an [oauth2.TokenSource] for one set of scopes. Make one with
+// [NewTokenSource] and share it: it is safe for concurrent use.
 //
 // A token is fresh until its refresh point, then stale until its hard expiry,
-// then expired. A fresh token is returned without a lock. A stale token is
-// returned too, while one refresh runs in the background. Callers that meet an
-// expired token, or none, wait together for one grant. The refresh point lies
-// before the hard expiry by what [WithEarlyRefresh] says. The hard expiry lies
-// before the server's by 5 s, or a tenth of the lifetime if that is less.
-type TokenSource struct {
-	endpoint *endpoint
-	store    *store // nil: there is no cache
+// then expired. A fresh token is returned at once, without a lock. A stale token
+// is returned at once too, while one refresh runs in the background. Callers
+// wait only if there is no token or it has expired, and they share one token
+// request. [WithEarlyRefresh] sets the time between the refresh point and the
+// hard expiry. The hard expiry is 5 s before the expiry that the server set, or
+// a tenth of the lifetime if that is less.
+type TokenSource struct{ core *core }
 
-	memory  *memory
-	flights atomic.Pointer[singleflight.Group] // the flight that callers share; nil: there is none
-	turn    *semaphore.Weighted                // held by a flight and by Revoke: who may talk to the server
-	running atomic.Pointer[grant]              // the flight's, while it has the turn
-	revokes atomic.Int32                       // calls of Revoke that wait for the turn
-	waiting atomic.Int32                       // callers that wait for a flight
+// core is what a TokenSource consists of. The pointers are immutable. What they
+// point to is not printed when package fmt prints a TokenSource.
+type core struct {
+	config  *config
+	cache   *store // nil: none
+	state   *state
+	flights *flights
 }
 
-// NewTokenSource makes a source for the API key's tokens. It makes no request:
-// the first Token does. It checks its arguments, and its error names the one
-// to change. Needed are [WithScopes], or a refresh token given with [WithToken].
+// flights coordinates all who want to talk to the server.
+type flights struct {
+	shared     atomic.Pointer[singleflight.Group] // of the flight that callers share
+	turn       *semaphore.Weighted                // held by a flight and by Revoke: no two of them run at the same time
+	running    atomic.Pointer[flight]             // the one that has the turn
+	revoking   atomic.Int32                       // calls of Revoke that wait for the turn
+	refreshing atomic.Bool                        // a refresh in the background is under way
+	waiting    atomic.Int32                       // callers that wait for a flight
+}
+
+// flight is how a grant in progress is reached.
+type flight struct {
+	background bool
+	leave      context.CancelCauseFunc // ends its waits for the Limiter and between attempts
+	cancel     context.CancelCauseFunc // ends the grant
+}
+
+// NewTokenSource returns a source of tokens for an API key. It makes no request:
+// the first call of Token does. It checks its arguments, and its error names the
+// one to change. Either [WithScopes] or [WithToken] with a refresh token is
+// required.
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
-	c, err := newSetup(creds, opts)
+	c, err := newConfig(creds, opts)
 	if err != nil {
 		return nil, err
 	}
 	if len(c.scopes) == 0 && (c.token == nil || c.token.RefreshToken == "") {
 		return nil, errors.New(`moovauth: no scopes: name what the token may do, such as WithScopes("/ping.read")`)
 	}
-	st, err := newStore(c)
+	st := newState()
+	store, err := newStore(c)
 	if err != nil {
 		return nil, err
 	}
-	s := &TokenSource{endpoint: &endpoint{c.config}, store: st, memory: new(memory), turn: semaphore.NewWeighted(1)}
 	if t := c.token; t != nil {
-		now := c.clock()
-		life := assumedLifetime
+		now, life := c.clock(), assumedLifetime
 		if !t.Expiry.IsZero() {
 			life = max(min(t.Expiry.Sub(now.time()), maxLifetime), 0)
 		}
-		h := s.endpoint.newHeld(*t, now, life)
-		h.since, h.sendable = now, c.cache == nil
-		s.memory.obtain(h, "", now)
+		st.obtain(c.newCurrentToken(*t, now, life), "", now)
+		if store != nil {
+			st.claimRefreshToken(true) // another process may send it
+		}
+		c.token = nil
 	}
-	return s, nil
+	f := &flights{turn: semaphore.NewWeighted(1)}
+	f.shared.Store(new(singleflight.Group))
+	return &TokenSource{&core{c, store, st, f}}, nil
 }
 
 // Token returns a token that is good now. It implements [oauth2.TokenSource].
-// It waits for the network only if there is no good token, and then no longer
-// than [WithTimeout], plus the time in line if there is a [WithLimiter]. What
-// the server refuses comes back as an [*Error], and while the server is left
-// alone after a failure, as a [*CoolDownError]. Each call returns a token of its
-// own, which the caller may change.
+// It waits only if there is no good token, for about [WithTimeout] at most, plus
+// the time that a [WithLimiter] takes. If the server refuses, the error is an
+// [*Error], and while the source is backing off after a failure, a
+// [*CoolDownError]. Each call returns a copy, which the caller may change, but for
+// the maps and slices that Extra returns.
 func (s *TokenSource) Token() (*oauth2.Token, error) {
 	return s.TokenContext(context.Background())
 }
 
-// TokenContext is [TokenSource.Token], but it waits no longer than ctx lets it;
-// its error then is ctx's. The grant goes on for other callers. It is nobody's:
-// nothing of ctx, such as a trace, reaches the token request.
+// TokenContext is like [TokenSource.Token], but it stops waiting when ctx ends.
+// The token request is shared and does not use ctx, so it does not inherit
+// values such as a trace span, and it continues for other callers.
 func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
-	h, err := s.grantedToken(ctx)
+	current, err := s.currentToken(ctx)
 	if err != nil {
 		return nil, err
 	}
-	t := h.token
+	t := current.Token
 	return &t, nil
 }
 
-// grantedToken is TokenContext without the copy.
-func (s *TokenSource) grantedToken(ctx context.Context) (*held, error) {
-	if s.endpoint == nil {
+var (
+	errZero       = errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
+	errNilContext = errors.New("moovauth: the context is nil: pass context.Background()")
+	errRevoked    = errors.New("moovauth: interrupted by TokenSource.Revoke")
+	errNeeded     = errors.New("moovauth: a refresh in the background gives way to callers who wait")
+)
+
+// currentToken is TokenContext without the copy.
+func (s *TokenSource) currentToken(ctx context.Context) (*currentToken, error) {
+	switch {
+	case s == nil || s.core == nil:
 		return nil, errZero
+	case ctx == nil:
+		return nil, errNilContext
 	}
-	if v := s.memory.current.Load(); v != nil && v.held != nil {
-		now := s.endpoint.clock()
-		if !now.reached(v.held.refreshAt) {
-			return v.held, nil
-		}
-		if !now.reached(v.held.expireAt) {
-			s.refresh(now)
-			return v.held, nil
-		}
+	if t := s.core.usable(); t != nil {
+		return t, nil
 	}
-	return s.wait(ctx)
+	return s.core.wait(ctx)
 }
 
-// refresh starts a refresh in the background if one is due.
-func (s *TokenSource) refresh(now instant) {
-	revokes, due := s.memory.startRefresh(now)
-	if !due {
-		return
+// usable returns the token that callers get now, or nil. If the token is stale,
+// it starts a refresh in the background.
+func (c *core) usable() *currentToken {
+	now, known := c.config.clock(), c.state.load()
+	t := known.usable(now)
+	if t != nil && now.reached(t.refreshAt) && known.refreshDue(now) && c.flights.refreshing.CompareAndSwap(false, true) {
+		go func() {
+			defer c.flights.refreshing.Store(false)
+			_, _, _ = c.flights.shared.Load().Do("", c.flight(true))
+		}()
 	}
-	over := s.fly(true, revokes, s.endpoint.timeout)
-	go func() { <-over; s.memory.endRefresh() }() // not by the flight, which can still be joined while it ends
+	return t
 }
 
-var errZero = errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
-
-// wait joins the shared flight, or starts it.
-func (s *TokenSource) wait(ctx context.Context) (*held, error) {
-	began, joined := time.Now(), false
-	s.waiting.Add(1)
-	defer func() {
-		s.waiting.Add(-1)
-		if joined {
-			s.memory.counts.waited.Add(1)
-			s.memory.counts.waits.Add(uint64(time.Since(began)))
-		}
-	}()
-	timeout := s.endpoint.timeout
-	var late <-chan time.Time
-	if s.endpoint.limiter == nil { // else time in line does not count
-		// The flights that it joins may begin later than it, or wait for a Revoke.
-		timer := time.NewTimer(timeout + grace)
-		defer timer.Stop()
-		late = timer.C
+// wait joins the shared flight, or starts it, until there is a token or an error. A
+// refused token is better than an error. If an attempt to replace it has failed
+// already, the caller does not wait long for the next one.
+func (c *core) wait(ctx context.Context) (*currentToken, error) {
+	began, known := time.Now(), c.state.load()
+	var longEnough <-chan time.Time
+	if known.coolDown != nil && known.current != nil && known.current.refused {
+		longEnough = time.After(maxWaitAgain)
 	}
-	for {
+	if c.config.limiter == nil { // else the time in its queue does not count
+		limited, cancel := context.WithTimeoutCause(ctx, c.config.timeout+grace, notWithin(c.config.timeout))
+		defer cancel()
+		ctx = limited
+	}
+	c.flights.waiting.Add(1)
+	defer c.flights.waiting.Add(-1)
+	var err error
+	for waited, over := false, false; ; waited = true {
+		if t := c.usable(); t != nil {
+			return t, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if t := c.state.load().current; (over || ctx.Err() != nil) && t != nil && t.refused && !c.config.clock().reached(t.expireAt) {
+			return t, nil // it was not replaced in time
+		}
 		if ctx.Err() != nil {
-			return nil, gaveUp(ctx)
+			return nil, failure(fmt.Errorf("moovauth: stopped waiting for a token: %w", causeOf(ctx, ctx.Err())))
 		}
-		if c := s.memory.load().blocked(s.endpoint.clock()); c != nil {
-			return nil, c.failure()
+		if cooling := c.state.load().coolingDown(c.config.clock()); cooling != nil {
+			return nil, &CoolDownError{Until: cooling.until.time(), Err: cooling.err}
 		}
-		joined = true
-		// A caller that joined a background refresh in vain has less time left.
-		within := timeout
-		if late != nil {
-			within = max(timeout-time.Since(began), timeout/10)
+		if !waited {
+			defer func() { c.state.counts.waitTime.Add(int64(time.Since(began))) }()
+			c.state.counts.waited.Add(1)
+		}
+		if running := c.flights.running.Load(); running != nil && running.background {
+			running.leave(errNeeded)
 		}
 		select {
-		case r := <-s.fly(false, 0, within):
-			landed := r.Val.(landing)
-			switch {
-			case landed.err == nil && (s.memory.gone(landed.held.token.AccessToken) || s.endpoint.clock().reached(landed.held.expireAt)):
-				// It was invalidated or revoked, or expired, while the flight was ending.
-			case landed.err == nil:
-				s.refresh(s.endpoint.clock()) // if the cache had a stale token
-				return landed.held, nil
-			case !landed.nobodys:
-				return nil, landed.err
-			}
-		case <-ctx.Done():
-			return nil, gaveUp(ctx)
-		case <-late:
-			return nil, failure("moovauth: gave up waiting for a token", notWithin(timeout))
+		case ended := <-c.flights.shared.Load().DoChan("", c.flight(false)):
+			err = ended.Err
+		case <-longEnough:
+			over = true
+		case <-ctx.Done(): // there may be a token by now: see above
 		}
 	}
 }
 
 // grace is how much longer than WithTimeout a caller waits, so that it gets the
-// error of the grant, which says more than its own. It is a little more than heed.
-const grace = 300 * time.Millisecond
+// error of the grant, which says more than its own.
+const grace = 250 * time.Millisecond
 
-func gaveUp(ctx context.Context) error {
-	if cause := context.Cause(ctx); cause != ctx.Err() {
-		return failure("", fmt.Errorf("moovauth: gave up waiting for a token: %w: %w", ctx.Err(), cause))
-	}
-	return failure("moovauth: gave up waiting for a token", ctx.Err())
-}
+const maxWaitAgain = time.Second // for an attempt to replace a refused token, after one has failed
 
-// landing is how a flight ended.
-type landing struct {
-	held    *held
-	err     error
-	nobodys bool // err is no caller's: each starts a flight of its own
-}
+// flight returns one flight: a grant that begins when it has the turn. What was
+// checked before it waited is checked again. It returns only an error that callers
+// are to see: a failed refresh in the background is no caller's error, and a caller
+// that still needs a token starts another flight.
+func (c *core) flight(background bool) func() (any, error) {
+	return func() (any, error) {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		defer cancel(nil)
+		_ = c.flights.turn.Acquire(ctx, 1) // it cannot fail: ctx has not ended
+		defer c.flights.turn.Release(1)
+		defer c.flights.shared.Store(new(singleflight.Group)) // without the map, which a source at rest does not need
+		queue, leave := context.WithCancelCause(ctx)
+		c.flights.running.Store(&flight{background, leave, cancel})
+		defer c.flights.running.Store(nil)
 
-// fly starts the shared flight, or joins the one under way. The grant that it
-// starts is a background one or not; revokes is how many Revokes there had been.
-func (s *TokenSource) fly(background bool, revokes int, within time.Duration) <-chan singleflight.Result {
-	flight := s.flights.Load()
-	if flight == nil {
-		s.flights.CompareAndSwap(nil, new(singleflight.Group))
-		if flight = s.flights.Load(); flight == nil { // another flight has come and gone
-			flight = new(singleflight.Group)
+		if c.flights.revoking.Load() > 0 { // it looked for this flight too early
+			leave(errRevoked)
 		}
+		now, known := c.config.clock(), c.state.load()
+		if background && !known.refreshDue(now) || !background && (known.usable(now) != nil || known.coolingDown(now) != nil) {
+			return nil, nil
+		}
+		g := &grant{core: c, cache: c.cache.session(c.config.timeout), queue: queue, background: background, budget: newBudget(c.config.timeout)}
+		err := g.run(ctx)
+		if err == nil || queue.Err() != nil && (background || askedWait(err) == 0) {
+			return nil, nil
+		}
+		g.fail(err)
+		if background {
+			return nil, nil
+		}
+		return nil, err
 	}
-	return flight.DoChan("", func() (any, error) {
-		h, err := s.obtain(&grant{background: background, revokes: revokes, within: within})
-		// The group has a map, which an idle source need not hold. A caller that
-		// still joins finds no flight there and starts one: that has to wait its turn.
-		s.flights.CompareAndSwap(flight, nil)
-		return landing{h, err, err != nil && (background || errors.Is(err, errRevoked))}, nil
-	})
 }
 
-// obtain runs g when it has the turn. What was checked before it waited is
-// checked again.
-func (s *TokenSource) obtain(g *grant) (*held, error) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	_ = s.turn.Acquire(ctx, 1) // ctx does not end before
-	defer s.turn.Release(1)
-
-	now, v := s.endpoint.clock(), s.memory.load()
-	switch {
-	case g.background && v.revokes != g.revokes:
-		return nil, errRevoked
-	case v.good(now) > 0 && !(g.background && v.stale(now)):
-		return v.held, nil
-	case v.blocked(now) != nil && !g.background:
-		return nil, v.blocked(now).failure()
-	}
-	g.endpoint, g.memory, g.cache = s.endpoint, s.memory, s.store.visit()
-	g.waiting, g.cancel = &s.waiting, cancel
-	s.running.Store(g)
-	defer s.running.Store(nil)
-	if s.revokes.Load() > 0 { // one that came before there was a grant to give way
-		g.giveWay()
-	}
-	began := time.Now()
-	h, err := g.run(ctx)
-	if err != nil && context.Cause(ctx) == errRevoked { // whatever else went wrong at that moment
-		err = errRevoked
-	}
-	if err != nil && !errors.Is(err, errRevoked) && !errors.Is(err, errRefused) {
-		g.coolDown(err, time.Since(began))
-	}
-	return h, err
-}
-
-// failure is what a caller gets while c lasts.
-func (c *coolOff) failure() error { return &CoolDownError{Until: c.until.time(), Err: c.err} }
-
-// Invalidate forgets the access token if it is still the current one, as after
-// a 401 to it, so that the next call obtains another. It does not revoke it: see
-// [TokenSource.Revoke]. The refresh token is kept. The next token request
-// follows at once. If one token after the other is invalidated, the time between
-// two such requests doubles from 1 s to 30 s, so that an API that answers 401 to
-// everything does not cause a flood of token requests; callers get a
-// [*CoolDownError] meanwhile. It is back at 1 s once a token has lasted.
+// Invalidate marks the access token as refused if it is the current one, as
+// after a 401 to it. The next call waits for another token. If none can be
+// obtained, callers get this one again, since it may be good for other calls, and
+// the first call after each cool-down waits for another attempt, for 1 s at most.
+// An invalidation that follows another one too soon does nothing, so that an API
+// that answers 401 to everything causes few token requests. That pause is 1 s at
+// first, and doubles to 30 s with each invalidation that counts. It is reset once a
+// token has lived to its refresh point. Invalidate does not revoke the
+// token: see [TokenSource.Revoke].
 func (s *TokenSource) Invalidate(accessToken string) {
-	if s.endpoint != nil && s.memory.invalidate(accessToken, s.endpoint.clock()) {
-		s.memory.counts.invalidated.Add(1)
+	if s.core != nil && s.core.state.invalidate(accessToken, s.core.config.clock()) {
+		s.core.state.counts.invalidated.Add(1)
 	}
 }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
-	"net/http/cookiejar"
+	"os"
+	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,18 +27,20 @@ import (
 func TestFirstTokenIsAClientCredentialsGrant(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	tok := token(t, sourceOf(t, server))
-
+	s := sourceOf(t, server)
+	assert.Empty(t, server.Requests())
+	tok := token(t, s)
+	assert.Equal(t, []string{cc}, grantTypes(server))
 	assert.Equal(t, "Bearer", tok.TokenType)
 	assert.True(t, server.Alive(tok.AccessToken))
 	assert.Equal(t, []string{tok.RefreshToken}, server.RefreshTokens())
 	assert.Equal(t, pingScope, tok.Extra("scope"))
 	assert.InDelta(t, 900, tok.ExpiresIn, 1)
-	assert.WithinDuration(t, time.Now().Add(15*time.Minute), tok.Expiry, time.Second)
+	assert.WithinDuration(t, time.Now().Add(15*time.Minute), tok.Expiry, time.Minute)
 	assert.Equal(t, time.Local, tok.Expiry.Location())
 }
 
-func TestFreshTokenIsHandedOutWithoutARequest(t *testing.T) {
+func TestFreshTokenIsReturnedWithoutARequest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -44,25 +48,32 @@ func TestFreshTokenIsHandedOutWithoutARequest(t *testing.T) {
 		first := token(t, s)
 		for range 11 {
 			time.Sleep(time.Minute)
-			again := token(t, s)
-			assert.Equal(t, first, again)
-			assert.NotSame(t, first, again)
+			assert.Equal(t, first, token(t, s))
 		}
 		synctest.Wait()
 		assert.Len(t, server.TokenRequests(), 1)
 	})
 }
 
+func TestFreshTokenIsReturnedWithoutALock(t *testing.T) {
+	t.Parallel()
+	s := sourceOf(t, onLoopback(t))
+	first := token(t, s)
+	s.core.state.mu.Lock() // a call that took it, too, would never return
+	defer s.core.state.mu.Unlock()
+	assert.Equal(t, first, token(t, s))
+}
+
 func TestCallersMayChangeTheirToken(t *testing.T) {
 	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	first := token(t, s)
-	want := first.AccessToken
-	first.AccessToken = "changed"
-	assert.Equal(t, want, token(t, s).AccessToken)
+	want := *first
+	*first = oauth2.Token{AccessToken: "changed"}
+	assert.Equal(t, want, *token(t, s))
 }
 
-func TestStaleTokenIsHandedOutDuringOneBackgroundGrant(t *testing.T) {
+func TestStaleTokenIsReturnedDuringOneRefreshInTheBackground(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(2*time.Second))
@@ -71,81 +82,73 @@ func TestStaleTokenIsHandedOutDuringOneBackgroundGrant(t *testing.T) {
 		time.Sleep(12*time.Minute + 20*time.Second) // past the refresh point, whatever the jitter
 
 		began := time.Now()
-		for range 100 {
-			assert.Equal(t, old.AccessToken, token(t, s).AccessToken)
+		for _, tok := range together(t, slices.Repeat([]*TokenSource{s}, 100)) {
+			assert.Equal(t, old.AccessToken, tok.AccessToken)
 		}
-		assert.Zero(t, time.Since(began), "nobody waits")
+		assert.Zero(t, time.Since(began))
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		assert.NotEqual(t, old.AccessToken, token(t, s).AccessToken)
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
+		assert.Equal(t, []string{cc, refresh}, grantTypes(server))
 	})
 }
 
-func TestExpiredTokenIsNotHandedOut(t *testing.T) {
+func TestExpiredTokenIsNotReturned(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
 		old := token(t, s)
-
-		time.Sleep(15*time.Minute - 6*time.Second) // the hard expiry is 5 s before the server's
-		synctest.Wait()
-		require.Equal(t, old.AccessToken, s.memory.load().held.token.AccessToken)
-		time.Sleep(time.Second)
-		fresh := token(t, s)
-		assert.NotEqual(t, old.AccessToken, fresh.AccessToken)
+		time.Sleep(15*time.Minute - maxLeeway - 1)
+		require.Equal(t, time.Duration(1), s.timeLeft())
+		time.Sleep(time.Nanosecond)
+		assert.NotEqual(t, old.AccessToken, token(t, s).AccessToken)
 		assert.Len(t, server.TokenRequests(), 2)
 	})
 }
 
 func TestThousandCallersOfAnExpiredTokenShareOneGrant(t *testing.T) {
 	t.Parallel()
-	server := onLoopback(t, moovtest.WithLatency(20*time.Millisecond))
-	s := sourceOf(t, server)
-
-	tokens := make([]*oauth2.Token, 1000)
-	var wg sync.WaitGroup
-	for i := range tokens {
-		wg.Go(func() { tokens[i], _ = s.Token() })
-	}
-	wg.Wait()
-
-	distinct := make(map[*oauth2.Token]bool)
-	for _, tok := range tokens {
-		require.NotNil(t, tok)
-		distinct[tok] = true
-		assert.Equal(t, tokens[0].AccessToken, tok.AccessToken)
-	}
-	assert.Len(t, distinct, 1000)
-	assert.Len(t, server.TokenRequests(), 1)
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Second))
+		s := sourceOf(t, server)
+		token(t, s)
+		time.Sleep(time.Hour)
+		distinct := make(map[*oauth2.Token]bool)
+		for _, tok := range together(t, slices.Repeat([]*TokenSource{s}, 1000)) {
+			distinct[tok] = true
+			assert.True(t, server.Alive(tok.AccessToken))
+		}
+		assert.Len(t, distinct, 1000)
+		assert.Len(t, server.TokenRequests(), 2)
+	})
 }
 
-func TestCallersAtTheEndOfAGrantStartNoOther(t *testing.T) {
+// Another caller's grant ends between a caller's look at the state and the flight
+// that it starts.
+func TestFlightChecksAgainWhatItsCallerHasChecked(t *testing.T) {
 	t.Parallel()
-	for range 20 {
-		server := onLoopback(t)
-		s := sourceOf(t, server)
-		stop := make(chan struct{})
-		var wg sync.WaitGroup
-		for range 64 { // they come one after the other all through the grant, and past its end
-			wg.Go(func() {
-				for {
-					_, err := s.wait(t.Context())
-					assert.NoError(t, err)
-					select {
-					case <-stop:
-						return
-					default:
-					}
-				}
-			})
+	bubbles(t, map[string]reaction{"the grant succeeded": nil, "the grant failed": replies(403, "")}, func(t *testing.T, do reaction) {
+		p := proxyOf(t)
+		p.on(do)
+		s := p.source(t)
+		var want error
+		clock, calls := s.core.config.clock, 0
+		s.core.config.clock = func() instant {
+			if calls++; calls == 3 { // for a token, in vain, twice; and now for a cool-down
+				_, want = s.Token()
+			}
+			return clock()
 		}
-		token(t, s)
-		close(stop)
-		wg.Wait()
-		require.Len(t, server.TokenRequests(), 1)
-	}
+		_, err := s.Token()
+		assert.Len(t, p.grants(), 1)
+		if do == nil {
+			assert.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, want)
+			assert.ErrorAs(t, err, new(*CoolDownError))
+		}
+	})
 }
 
 func TestCancelledCallerLeavesOthersWaiting(t *testing.T) {
@@ -163,24 +166,21 @@ func TestCancelledCallerLeavesOthersWaiting(t *testing.T) {
 			first <- err
 		}()
 		synctest.Wait() // the first caller's grant is under way
-		var wg sync.WaitGroup
-		for range 10 {
-			wg.Go(func() {
-				tok, err := s.TokenContext(t.Context())
-				assert.NoError(t, err)
+		time.AfterFunc(time.Second, cancel)
+		var all sync.WaitGroup
+		all.Go(func() {
+			for _, tok := range together(t, slices.Repeat([]*TokenSource{s}, 10)) {
 				assert.True(t, server.Alive(tok.AccessToken))
 				assert.Equal(t, 3*time.Second, time.Since(began))
-			})
-		}
-		time.Sleep(time.Second)
-		cancel()
+			}
+		})
 		assert.ErrorIs(t, <-first, context.Canceled)
-		wg.Wait()
+		all.Wait()
 		assert.Len(t, server.TokenRequests(), 1)
 	})
 }
 
-func TestCallerWithADeadContextStartsNoGrant(t *testing.T) {
+func TestCallerWhoseContextHasEndedStartsNoGrant(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
@@ -198,196 +198,165 @@ func TestCallerWithADeadContextStartsNoGrant(t *testing.T) {
 	assert.NoError(t, err, "a fresh token needs no waiting")
 }
 
+func TestNilContextIsAnError(t *testing.T) {
+	t.Parallel()
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	var none context.Context
+	for range 2 { // without a token, and with one
+		_, err := s.TokenContext(none)
+		assert.ErrorContains(t, err, "the context is nil: pass context.Background()")
+		token(t, s)
+	}
+	assert.ErrorContains(t, s.Revoke(none), "the context is nil")
+	assert.ErrorContains(t, Revoke(none, testCredentials, "x"), "the context is nil")
+	_, err := RequestToken(none, testCredentials, WithScopes(pingScope))
+	assert.ErrorContains(t, err, "the context is nil")
+	assert.Len(t, server.Requests(), 1)
+}
+
 func TestGrantEndsWithinTheTimeout(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s := sourceOf(t, inMemory(t, moovtest.WithLatency(time.Hour)), WithTimeout(7*time.Second))
-		began := time.Now()
-		_, err := s.Token()
-		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		assert.ErrorContains(t, err, "not done within 7s (see WithTimeout)")
-		assert.Equal(t, 7*time.Second, time.Since(began))
-	})
-}
-
-func TestDefaultTimeoutIsThirtySeconds(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s := sourceOf(t, inMemory(t, moovtest.WithLatency(time.Hour)))
-		began := time.Now()
-		_, err := s.Token()
-		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		assert.Equal(t, 30*time.Second, time.Since(began))
-	})
-}
-
-func TestGrantCarriesNothingOfItsCallersContext(t *testing.T) {
-	t.Parallel()
-	type key struct{}
-	server := onLoopback(t)
-	var seen any
-	client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		seen = r.Context().Value(key{})
-		return server.Client().Transport.RoundTrip(r)
-	})}
-	_, err := sourceOf(t, server, WithHTTPClient(client)).TokenContext(context.WithValue(t.Context(), key{}, "trace"))
-	require.NoError(t, err)
-	assert.Nil(t, seen)
-}
-
-// An hour of calls, one a second, with 15-minute tokens.
-func TestHourWithoutAWait(t *testing.T) {
-	t.Parallel()
-	for name, wrap := range map[string]func(*TokenSource) oauth2.TokenSource{
-		"by itself":        func(s *TokenSource) oauth2.TokenSource { return s },
-		"ReuseTokenSource": func(s *TokenSource) oauth2.TokenSource { return oauth2.ReuseTokenSource(nil, s) },
-		"ReuseTokenSourceWithExpiry": func(s *TokenSource) oauth2.TokenSource {
-			return oauth2.ReuseTokenSourceWithExpiry(nil, s, time.Minute)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t, moovtest.WithLatency(500*time.Millisecond))
-				s := wrap(sourceOf(t, server))
-				began := time.Now()
-				token(t, s)
-				for time.Since(began) < time.Hour {
-					called := time.Now()
-					tok := token(t, s)
-					require.Zero(t, time.Since(called), "waited after %v", time.Since(began))
-					require.True(t, server.Alive(tok.AccessToken), "dead after %v", time.Since(began))
-					time.Sleep(time.Second)
-				}
-				synctest.Wait()
-				grants := grantTypes(server)
-				assert.GreaterOrEqual(t, len(grants), 4)
-				assert.LessOrEqual(t, len(grants), 6)
-				assert.Equal(t, grantClientCredentials, grants[0])
-				assert.NotContains(t, grants[1:], grantClientCredentials)
-			})
+	for timeout, opts := range map[time.Duration][]Option{7 * time.Second: {WithTimeout(7 * time.Second)}, 30 * time.Second: nil} {
+		synctest.Test(t, func(t *testing.T) {
+			s := sourceOf(t, inMemory(t, moovtest.WithLatency(time.Hour)), opts...)
+			began := time.Now()
+			_, err := s.Token()
+			assert.ErrorIs(t, err, context.DeadlineExceeded)
+			assert.ErrorContains(t, err, fmt.Sprintf("not done within %v (see WithTimeout)", timeout))
+			assert.Equal(t, timeout, time.Since(began))
 		})
 	}
 }
 
-// The same hour through an http.Client of x/oauth2.
-func TestHourWithoutAWaitThroughNewClient(t *testing.T) {
+func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(5*time.Second))
+		client := *server.Client()
+		client.Timeout = time.Second
+		began := time.Now()
+		_, err := sourceOf(t, server, WithHTTPClient(&client)).Token()
+		assert.ErrorContains(t, err, "after 3 attempts")
+		assert.Less(t, time.Since(began), 4*time.Second)
+	})
+}
+
+// A flight that a Revoke cancelled is followed by another.
+func TestCallerWaitsNoLongerThanTheTimeoutForSeveralFlights(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Hour))
+		s := sourceOf(t, server)
+		var callers sync.WaitGroup
+		defer callers.Wait()
+		for i := range 6 {
+			callers.Go(func() {
+				time.Sleep(time.Duration(i) * 5 * time.Second)
+				if i%2 == 1 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					_ = s.Revoke(ctx)
+				}
+				began := time.Now()
+				_, err := s.Token()
+				assert.ErrorIs(t, err, context.DeadlineExceeded)
+				assert.LessOrEqual(t, time.Since(began), defaultTimeout+grace)
+			})
+		}
+	})
+}
+
+func TestRefreshInTheBackgroundThatWaitedForARevokeDoesNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
-		slow := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			time.Sleep(500 * time.Millisecond) // token requests alone
-			return server.Transport().RoundTrip(r)
-		})}
-		ctx := context.WithValue(t.Context(), oauth2.HTTPClient, server.Client())
-		client := oauth2.NewClient(ctx, sourceOf(t, server, WithHTTPClient(slow)))
-		began := time.Now()
-		for time.Since(began) < time.Hour {
+		s := sourceOf(t, server, WithCache(&memoryCache{latency: time.Second}))
+		token(t, s)
+		time.Sleep(13 * time.Minute)
+		var all sync.WaitGroup
+		all.Go(func() { assert.NoError(t, s.Revoke(t.Context())) })
+		synctest.Wait() // it reads the cache
+		token(t, s)     // wants to start a refresh
+		all.Wait()
+		synctest.Wait()
+		assert.Len(t, server.TokenRequests(), 1)
+		assertAllDead(t, server)
+	})
+}
+
+func TestTokenRequestDoesNotUseItsCallersContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		type key struct{}
+		p := proxyOf(t)
+		var seen any
+		p.on(func(r *http.Request, pass roundTripper) (*http.Response, error) {
+			seen = r.Context().Value(key{})
+			return pass(r)
+		})
+		_, err := p.source(t).TokenContext(context.WithValue(t.Context(), key{}, "trace"))
+		require.NoError(t, err)
+		assert.Nil(t, seen)
+	})
+}
+
+// An hour of calls, one in two seconds, with 15-minute tokens.
+func TestHourWithoutAWait(t *testing.T) {
+	t.Parallel()
+	bubbles(t, map[string]func(*TokenSource) oauth2.TokenSource{
+		"a source":         func(s *TokenSource) oauth2.TokenSource { return s },
+		"ReuseTokenSource": func(s *TokenSource) oauth2.TokenSource { return oauth2.ReuseTokenSource(nil, s) },
+		"ReuseTokenSourceWithExpiry": func(s *TokenSource) oauth2.TokenSource {
+			return oauth2.ReuseTokenSourceWithExpiry(nil, s, time.Minute)
+		},
+	}, func(t *testing.T, wrap func(*TokenSource) oauth2.TokenSource) {
+		server := inMemory(t, moovtest.WithLatency(500*time.Millisecond))
+		s := wrap(sourceOf(t, server))
+		client := oauth2.NewClient(context.WithValue(t.Context(), oauth2.HTTPClient, server.Client()), s)
+		token(t, s)
+		for began := time.Now(); time.Since(began) < time.Hour; time.Sleep(2 * time.Second) {
 			called := time.Now()
+			require.True(t, server.Alive(token(t, s).AccessToken), "after %v", time.Since(began))
 			resp, err := client.Get(server.URL + "/ping")
 			require.NoError(t, err)
 			require.Equal(t, http.StatusOK, resp.StatusCode)
 			resp.Body.Close()
-			if called != began {
-				require.Zero(t, time.Since(called))
-			}
-			time.Sleep(time.Second)
+			require.Zero(t, time.Since(called), "waited after %v", time.Since(began))
 		}
 		synctest.Wait()
 		grants := grantTypes(server)
 		assert.GreaterOrEqual(t, len(grants), 4)
 		assert.LessOrEqual(t, len(grants), 6)
-		assert.NotContains(t, grants[1:], grantClientCredentials)
+		assert.Equal(t, cc, grants[0])
+		assert.NotContains(t, grants[1:], cc)
 	})
 }
 
 func TestTwoOAuth2ClientsShareOneSource(t *testing.T) {
 	t.Parallel()
-	server := onLoopback(t, moovtest.WithLifetime(11*time.Second)) // soon stale in both wrappers
-	s := sourceOf(t, server)
-	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, server.Client())
-	var wg sync.WaitGroup
-	for range 2 {
-		client := oauth2.NewClient(ctx, s)
-		for range 8 {
-			wg.Go(func() {
-				for range 10 {
-					resp, err := client.Get(server.URL + "/ping")
-					if assert.NoError(t, err) {
-						assert.Equal(t, http.StatusOK, resp.StatusCode)
-						resp.Body.Close()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLifetime(11*time.Second)) // soon stale in both wrappers
+		s := sourceOf(t, server)
+		ctx := context.WithValue(t.Context(), oauth2.HTTPClient, server.Client())
+		var all sync.WaitGroup
+		for range 2 {
+			client := oauth2.NewClient(ctx, s)
+			for range 8 {
+				all.Go(func() {
+					for range 10 {
+						resp, err := client.Get(server.URL + "/ping")
+						if assert.NoError(t, err) {
+							assert.Equal(t, http.StatusOK, resp.StatusCode)
+							resp.Body.Close()
+						}
+						time.Sleep(300 * time.Millisecond)
 					}
-				}
-			})
+				})
+			}
 		}
-	}
-	wg.Wait()
-	assert.Len(t, server.TokenRequests(), 1)
-}
-
-func TestRefusedRefreshTokenIsReplacedInTheSameFlight(t *testing.T) {
-	t.Parallel()
-	for _, status := range []int{400, 401, 403, 422} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t)
-				s := sourceOf(t, server)
-				token(t, s)
-				time.Sleep(15 * time.Minute)
-				server.Enqueue(moovtest.Answer{Status: status, Body: `{"error":"invalid_grant"}`})
-				tok := token(t, s)
-				assert.True(t, server.Alive(tok.AccessToken))
-				assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials}, grantTypes(server))
-
-				time.Sleep(15 * time.Minute)
-				token(t, s)
-				requests := server.TokenRequests()
-				assert.Equal(t, tok.RefreshToken, requests[3].Form.Get("refresh_token"), "the refused one is not tried again")
-			})
-		})
-	}
-}
-
-func TestRefusedRefreshTokenIsDroppedEvenIfClientCredentialsFail(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		token(t, s)
-		time.Sleep(15 * time.Minute)
-		server.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"invalid_grant"}`}, moovtest.Answer{Status: 403})
-		_, err := s.Token()
-		require.Error(t, err)
-		time.Sleep(time.Minute)
-		token(t, s)
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials, grantClientCredentials}, grantTypes(server))
-	})
-}
-
-func TestReplyWithoutARefreshTokenKeepsTheOneInUseAfterARefreshGrant(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		first := token(t, s)
-		time.Sleep(15 * time.Minute)
-		server.Enqueue(moovtest.Answer{Body: `{"access_token":"second","expires_in":900}`})
-		assert.Equal(t, first.RefreshToken, token(t, s).RefreshToken)
-
-		time.Sleep(15 * time.Minute)
-		server.Enqueue(moovtest.Answer{Status: 400}, moovtest.Answer{Body: `{"access_token":"third","expires_in":900}`})
-		assert.Empty(t, token(t, s).RefreshToken, "client credentials keep none")
-	})
-}
-
-func TestServerWithoutRefreshTokens(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithoutRefreshTokens())
-		s := sourceOf(t, server)
-		token(t, s)
-		time.Sleep(15 * time.Minute)
-		token(t, s)
-		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
+		all.Wait()
+		assert.Len(t, server.TokenRequests(), 1)
 	})
 }
 
@@ -405,35 +374,57 @@ func TestShortLivedTokenIsUsed(t *testing.T) {
 	})
 }
 
-func TestNonsenseInExpiresInDoesNotHammerTheServer(t *testing.T) {
+func TestLifetimeDecidesHowOftenTheServerIsAsked(t *testing.T) {
 	t.Parallel()
-	for _, expiresIn := range []string{`null`, `0`, `-1`, `0.001`, `1e308`, `1e999`, `"NaN"`, `"soon"`, `{}`, `1736964352`, `"1736964352"`, `1e9`} {
-		t.Run(expiresIn, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				time.Sleep(30 * 365 * 24 * time.Hour) // a bubble begins in 2000
-				server := inMemory(t)
-				s := sourceOf(t, server)
-				for i := range 300 {
-					server.Enqueue(moovtest.Answer{Body: fmt.Sprintf(`{"access_token":"token-%d","expires_in":%s}`, i, expiresIn)})
-				}
-				for range 24 * 60 / 2 {
-					token(t, s)
-					time.Sleep(2 * time.Minute)
-				}
-				if expiresIn == "1e308" {
-					time.Sleep(29 * 24 * time.Hour)
-				}
-				assert.GreaterOrEqual(t, len(server.TokenRequests()), 1)
-				assert.LessOrEqual(t, len(server.TokenRequests()), 24*60/4)
-				if expiresIn == "1e308" {
-					time.Sleep(time.Minute)
-					token(t, s)
-					synctest.Wait()
-					assert.Len(t, server.TokenRequests(), 2, "30 days at most")
-				}
-			})
-		})
+	in := func(d time.Duration, format string) func() string {
+		return func() string { return fmt.Sprintf(format, time.Now().Add(d).Unix()) }
 	}
+	is := func(text string) func() string { return func() string { return text } }
+	const threeDays, fiveMinutes, thirtyDays = 72 * time.Hour, 5 * time.Minute, 30 * 24 * time.Hour
+	bubbles(t, map[string]struct {
+		expiresIn func() string
+		want      time.Duration // between two requests, or a little less
+	}{
+		"three days":                {is(`259200`), threeDays},
+		"three days as text":        {is(`"259200"`), threeDays},
+		"a timestamp":               {in(threeDays, "%d"), threeDays},
+		"a timestamp as text":       {in(threeDays, `"%d"`), threeDays},
+		"55 years":                  {in(20_000*24*time.Hour, "%d"), thirtyDays},
+		"more than a duration":      {is(`1e308`), thirtyDays},
+		"null":                      {is(`null`), fiveMinutes},
+		"0":                         {is(`0`), fiveMinutes},
+		"negative":                  {is(`-1`), fiveMinutes},
+		"a thousandth":              {is(`0.001`), fiveMinutes},
+		"no number":                 {is(`"NaN"`), fiveMinutes},
+		"a word":                    {is(`"soon"`), fiveMinutes},
+		"an object":                 {is(`{}`), fiveMinutes},
+		"Moov's example":            {is(`1736964352`), fiveMinutes},
+		"a timestamp of long ago":   {is(`1e9`), fiveMinutes},
+		"one of long ago, as text":  {is(`"1262304000"`), fiveMinutes},
+		"a timestamp of a day ago":  {in(-24*time.Hour, "%d"), fiveMinutes},
+		"a timestamp of a year ago": {in(-365*24*time.Hour, `"%d"`), fiveMinutes},
+	}, func(t *testing.T, c struct {
+		expiresIn func() string
+		want      time.Duration
+	}) {
+		time.Sleep(30 * 365 * 24 * time.Hour) // a bubble begins in 2000
+		p, n := proxyOf(t), 0
+		p.on(func(r *http.Request, pass roundTripper) (*http.Response, error) {
+			n++
+			return replies(200, fmt.Sprintf(`{"access_token":"access-%d","expires_in":%s}`, n, c.expiresIn()))(r, pass)
+		})
+		s := p.source(t)
+		assert.Equal(t, time.Now().Add(c.want), token(t, s).Expiry)
+		for range 1000 {
+			token(t, s)
+			time.Sleep(c.want / 100)
+		}
+		synctest.Wait()
+		for _, gap := range p.gaps(1) {
+			assert.GreaterOrEqual(t, gap, c.want*4/5-maxLeeway)
+			assert.LessOrEqual(t, gap, c.want)
+		}
+	})
 }
 
 func TestEarlyRefresh(t *testing.T) {
@@ -448,49 +439,53 @@ func TestEarlyRefresh(t *testing.T) {
 		{10 * time.Second, nil, 7 * time.Second, 7200 * time.Millisecond},
 		{15 * time.Minute, []Option{WithEarlyRefresh(10 * time.Minute)}, 295 * time.Second, 355 * time.Second},
 		{100 * time.Second, []Option{WithEarlyRefresh(time.Hour)}, 19 * time.Second, 26600 * time.Millisecond},
-		{15 * time.Minute, []Option{WithEarlyRefresh(0)}, 895 * time.Second, 895 * time.Second},
 	} {
-		s := sourceOf(t, onLoopback(t), c.opts...)
-		var now instant
-		spread := make(map[int64]bool)
-		for range 100 {
-			at := time.Duration(s.endpoint.newHeld(oauth2.Token{AccessToken: "t"}, now, c.lifetime).refreshAt.monotonic)
-			assert.GreaterOrEqual(t, at, c.from)
-			assert.LessOrEqual(t, at, c.till)
-			spread[int64(at)] = true
-		}
-		if c.from != c.till {
-			assert.Greater(t, len(spread), 50, "a fleet must not refresh in step")
-		}
+		synctest.Test(t, func(t *testing.T) {
+			server := inMemory(t, moovtest.WithLifetime(c.lifetime))
+			spread := make(map[time.Duration]bool)
+			for range 100 {
+				s := sourceOf(t, server, c.opts...)
+				token(t, s)
+				at := s.core.config.clock().until(s.core.state.load().current.refreshAt)
+				assert.GreaterOrEqual(t, at, c.from)
+				assert.LessOrEqual(t, at, c.till)
+				spread[at] = true
+			}
+			assert.Greater(t, len(spread), 50, "a fleet must not refresh all at once")
+		})
 	}
 }
 
-func TestHardExpiryStaysUnderReuseTokenSourcesMargin(t *testing.T) {
+func TestWithoutEarlyRefreshCallersWaitAtTheExpiry(t *testing.T) {
 	t.Parallel()
-	s := sourceOf(t, onLoopback(t))
-	for life, want := range map[time.Duration]time.Duration{
-		8 * time.Second:  7200 * time.Millisecond,
-		50 * time.Second: 45 * time.Second,
-		15 * time.Minute: 895 * time.Second,
-		24 * time.Hour:   24*time.Hour - 5*time.Second,
-	} {
-		assert.Equal(t, want, time.Duration(s.endpoint.newHeld(oauth2.Token{AccessToken: "t"}, instant{}, life).expireAt.wall), life)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t, moovtest.WithLatency(time.Second))
+		s := sourceOf(t, server, WithEarlyRefresh(0))
+		first := token(t, s)
+		time.Sleep(s.timeLeft() - 1)
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		synctest.Wait()
+		assert.Len(t, server.TokenRequests(), 1)
+		time.Sleep(time.Nanosecond)
+		began := time.Now()
+		token(t, s)
+		assert.Equal(t, time.Second, time.Since(began))
+	})
 }
 
-func TestBothClocksExpireAToken(t *testing.T) {
+func TestEitherClockExpiresAToken(t *testing.T) {
 	t.Parallel()
 	for name, move := range map[string]func(now *instant, d time.Duration){
-		"wall clock set back":           func(now *instant, d time.Duration) { now.monotonic += int64(d); now.wall -= int64(time.Hour) },
-		"monotonic clock stood still":   func(now *instant, d time.Duration) { now.wall += int64(d) },
-		"both went on":                  func(now *instant, d time.Duration) { *now = now.add(d) },
-		"wall clock set an hour onward": func(now *instant, d time.Duration) { now.wall += int64(time.Hour) },
+		"the wall clock is set back":       func(now *instant, d time.Duration) { now.monotonic += int64(d); now.wall -= int64(time.Hour) },
+		"the monotonic clock stands":       func(now *instant, d time.Duration) { now.wall += int64(d) },
+		"both run":                         func(now *instant, d time.Duration) { *now = now.add(d) },
+		"the wall clock is set an hour on": func(now *instant, _ time.Duration) { now.wall += int64(time.Hour) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := onLoopback(t)
 			s := sourceOf(t, server)
-			now := s.endpoint.clock()
-			s.endpoint.clock = func() instant { return now }
+			now := s.core.config.clock()
+			s.core.config.clock = func() instant { return now }
 			first := token(t, s)
 			move(&now, 15*time.Minute)
 			assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
@@ -511,9 +506,9 @@ func TestStartsFromASavedToken(t *testing.T) {
 		assert.Equal(t, pingScope, got.Extra("scope"))
 		assert.Len(t, server.TokenRequests(), 1)
 
-		time.Sleep(15 * time.Minute)
+		time.Sleep(time.Hour)
 		assert.True(t, server.Alive(token(t, s).AccessToken))
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
+		assert.Equal(t, []string{cc, refresh}, grantTypes(server))
 	})
 }
 
@@ -524,11 +519,11 @@ func TestStartsFromAnExpiredToken(t *testing.T) {
 		saved := token(t, sourceOf(t, server))
 		time.Sleep(time.Hour)
 		assert.True(t, server.Alive(token(t, sourceOf(t, server, WithToken(saved))).AccessToken))
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
+		assert.Equal(t, []string{cc, refresh}, grantTypes(server))
 	})
 }
 
-func TestStartsFromARefreshTokenAlone(t *testing.T) {
+func TestStartsFromARefreshTokenOnly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -536,217 +531,258 @@ func TestStartsFromARefreshTokenAlone(t *testing.T) {
 		s, err := NewTokenSource(credentialsOf(server), WithBaseURL(server.URL), WithHTTPClient(server.Client()),
 			WithToken(&oauth2.Token{RefreshToken: saved.RefreshToken}))
 		require.NoError(t, err)
-		assert.Equal(t, pingScope, token(t, s).Extra("scope"))
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server))
+		first := token(t, s)
+		assert.Equal(t, pingScope, first.Extra("scope"))
+		assert.Equal(t, []string{cc, refresh}, grantTypes(server))
 
 		// Without scopes there is no other way to a token: the refresh token is kept.
 		server.RevokeAll()
-		s.Invalidate(token(t, s).AccessToken)
+		time.Sleep(time.Hour)
 		for range 2 {
 			_, err = s.Token()
 			var refused *Error
 			require.ErrorAs(t, err, &refused)
-			assert.Equal(t, grantRefreshToken, refused.GrantType)
+			assert.Equal(t, refresh, refused.GrantType)
 			time.Sleep(time.Second)
 		}
 		assert.Len(t, server.TokenRequests(), 4)
 		require.NoError(t, s.Revoke(t.Context()))
 		_, err = s.Token()
-		assert.ErrorContains(t, err, "WithScopes")
+		assert.ErrorContains(t, err, "give NewTokenSource WithScopes")
 	})
 }
 
-func TestSavedTokenWithoutExpiryIsUsedForFiveMinutes(t *testing.T) {
+func TestScopesOrARefreshTokenAreNeeded(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server, WithToken(&oauth2.Token{AccessToken: "saved"}), WithEarlyRefresh(0))
-		assert.Equal(t, time.Now().Add(5*time.Minute), token(t, s).Expiry)
-		time.Sleep(294 * time.Second)
+	for name, opts := range map[string][]Option{"nothing": nil, "an access token": {WithToken(&oauth2.Token{AccessToken: "x"})}, "no scopes": {WithScopes()}} {
+		_, err := NewTokenSource(testCredentials, opts...)
+		assert.ErrorContains(t, err, "WithScopes", name)
+	}
+}
+
+func TestLifetimeOfASavedToken(t *testing.T) {
+	t.Parallel()
+	bubbles(t, map[string]struct{ claims, want time.Duration }{
+		"none":        {0, 5 * time.Minute},
+		"ten minutes": {10 * time.Minute, 10 * time.Minute},
+		"55 years":    {20_000 * 24 * time.Hour, 30 * 24 * time.Hour},
+	}, func(t *testing.T, c struct{ claims, want time.Duration }) {
+		saved := &oauth2.Token{AccessToken: "saved"}
+		if c.claims > 0 {
+			saved.Expiry = time.Now().Add(c.claims)
+		}
+		s := sourceOf(t, inMemory(t), WithToken(saved), WithEarlyRefresh(0))
+		assert.Equal(t, time.Now().Add(c.want), token(t, s).Expiry)
+		assert.EqualValues(t, c.want/time.Second, token(t, s).ExpiresIn)
+		time.Sleep(c.want - maxLeeway - time.Second)
 		assert.Equal(t, "saved", token(t, s).AccessToken)
 		time.Sleep(time.Second)
 		assert.NotEqual(t, "saved", token(t, s).AccessToken)
 	})
 }
 
-func TestSavedTokenThatClaims55YearsIsUsedForThirtyDays(t *testing.T) {
+func TestSavedTokenIsBearer(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server, WithToken(&oauth2.Token{AccessToken: "saved", Expiry: time.Now().AddDate(55, 0, 0)}))
-		assert.Equal(t, time.Now().Add(30*24*time.Hour), token(t, s).Expiry)
-	})
+	for _, tokenType := range []string{"opaque", "JWT", "bearer", ""} {
+		saved := &oauth2.Token{AccessToken: "x", TokenType: tokenType}
+		s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(saved))
+		require.NoError(t, err)
+		assert.Equal(t, "Bearer", token(t, s).TokenType)
+		assert.Equal(t, tokenType, saved.TokenType, "the caller's is not changed")
+	}
 }
 
-func TestInvalidateForgetsTheCurrentTokenAlone(t *testing.T) {
+func TestInvalidateIsAboutTheCurrentToken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
-		s := sourceOf(t, server)
+		s := sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown"}))
+		s.Invalidate("")
 		s.Invalidate("before there is one")
 		first := token(t, s)
 		s.Invalidate("another")
 		s.Invalidate("")
+		s.Invalidate(first.RefreshToken)
 		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		requests := len(server.TokenRequests())
 
 		s.Invalidate(first.AccessToken)
 		second := token(t, s)
 		assert.NotEqual(t, first.AccessToken, second.AccessToken)
-		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken}, grantTypes(server), "the refresh token is kept")
-
-		time.Sleep(2 * time.Second)
-		s.Invalidate(first.AccessToken)
-		assert.Equal(t, second.AccessToken, token(t, s).AccessToken, "a late 401 for an old token changes nothing")
-	})
-}
-
-// If the API refuses one token after the other, the time between two token
-// requests doubles.
-func TestRequestsThatFollowInvalidationsBackOff(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server)
-		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(100 * time.Millisecond) {
-			tok, err := s.Token()
-			if cooling := new(CoolDownError); errors.As(err, &cooling) {
-				assert.Positive(t, time.Until(cooling.Until))
-				assert.ErrorContains(t, err, "the API refuses one token after the other")
-				continue
-			}
-			require.NoError(t, err)
-			s.Invalidate(tok.AccessToken)
-		}
-		var gaps []time.Duration
-		requests := server.TokenRequests()
-		for i, r := range requests[1:] {
-			gaps = append(gaps, r.Time.Sub(requests[i].Time).Round(time.Second))
-		}
-		require.Len(t, requests, 25)
-		assert.Equal(t, []time.Duration{0, 1, 2, 4, 8, 16, 30, 30}, slices.Collect(func(yield func(time.Duration) bool) {
-			for _, gap := range gaps[:8] {
-				if !yield(gap / time.Second) {
-					return
-				}
-			}
-		}))
+		require.Len(t, server.TokenRequests(), requests+1)
+		assert.Equal(t, first.RefreshToken, server.TokenRequests()[requests].Form.Get("refresh_token"))
+		assert.True(t, server.Alive(first.AccessToken), "it is not revoked")
 
 		time.Sleep(time.Minute)
-		lasting := token(t, s)
-		time.Sleep(31 * time.Second)
-		s.Invalidate(lasting.AccessToken)
-		next := token(t, s)
-		s.Invalidate(next.AccessToken)
-		time.Sleep(time.Second)
-		token(t, s) // a token that lasted ends it
+		s.Invalidate(first.AccessToken)
+		assert.Equal(t, second.AccessToken, token(t, s).AccessToken, "a 401 to an old token changes nothing")
 	})
 }
 
-func TestInvalidateDuringABackgroundGrant(t *testing.T) {
+// An API that answers 401 to everything: the time between two token requests
+// doubles from 1 s to 30 s.
+func TestInvalidationsThatFollowEachOtherCauseFewRequests(t *testing.T) {
+	t.Parallel()
+	for cache, opts := range caches {
+		t.Run(cache, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				p := proxyOf(t)
+				s := p.source(t, opts()...)
+				refuseFor := func(d time.Duration) {
+					for began := time.Now(); time.Since(began) < d; time.Sleep(100 * time.Millisecond) {
+						tok := token(t, s)
+						require.True(t, p.Alive(tok.AccessToken))
+						s.Invalidate(tok.AccessToken)
+					}
+				}
+				refuseFor(10 * time.Minute)
+				var seconds []time.Duration
+				for _, gap := range p.gaps(1) {
+					seconds = append(seconds, gap.Round(time.Second)/time.Second)
+				}
+				require.Greater(t, len(seconds), 20)
+				assert.Equal(t, []time.Duration{0, 1, 2, 4, 8, 16, 30, 30}, seconds[:8])
+				assert.Equal(t, time.Duration(30), slices.Min(seconds[6:]))
+
+				// A token that lasts ends it.
+				token(t, s)
+				time.Sleep(time.Until(token(t, s).Expiry))
+				requests := len(p.grants())
+				refuseFor(2900 * time.Millisecond)
+				assert.Len(t, p.grants(), requests+3, "the new token, at once, and after 1 s")
+			})
+		})
+	}
+}
+
+// One endpoint of the API answers 401 to every call, for whatever reason. All
+// others accept the token.
+func TestInvalidationsFailNoCall(t *testing.T) {
+	t.Parallel()
+	bubbles(t, map[string]reaction{
+		"the endpoint works": nil,
+		"503":                replies(503, ""),
+		"401":                replies(401, ""),
+		"refused scopes":     replies(422, `{"scope":"is unknown"}`),
+		"429, an hour":       replies(429, "", "Retry-After", "3600"),
+		"no connection":      refusesToConnect,
+		"a reset":            breaks,
+		"a page":             useless["a page"],
+		"silence":            neverAnswers,
+	}, func(t *testing.T, fails reaction) {
+		p := proxyOf(t)
+		s := p.source(t)
+		first := token(t, s)
+		p.on(fails)
+		for time.Until(first.Expiry) > time.Minute {
+			for range 4 {
+				require.True(t, p.Alive(token(t, s).AccessToken))
+			}
+			s.Invalidate(token(t, s).AccessToken)
+			time.Sleep(time.Second)
+		}
+		assert.LessOrEqual(t, len(p.grants()), maxAttempts*(8+14*4), "one grant in 15 to 30 s, once the cool-down has grown")
+		if fails == nil {
+			return
+		}
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		time.Sleep(time.Until(first.Expiry))
+		_, err := s.Token()
+		require.Error(t, err, "nothing is returned after the expiry")
+		p.on(nil)
+		time.Sleep(time.Hour * 5 / 4)
+		assert.True(t, p.Alive(token(t, s).AccessToken))
+	})
+}
+
+func TestRefusedTokenIsReturnedUntilTheNextAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(time.Second))
-		s := sourceOf(t, server)
-		old := token(t, s)
-		time.Sleep(14 * time.Minute)
-		token(t, s) // starts it
-		s.Invalidate(old.AccessToken)
-		assert.NotEqual(t, old.AccessToken, token(t, s).AccessToken)
-		assert.Len(t, server.TokenRequests(), 2)
+		p := proxyOf(t)
+		s := hurried(p.source(t))
+		first := token(t, s)
+		p.on(replies(403, ""))
+		s.Invalidate(first.AccessToken)
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		assert.Equal(t, []string{cc, refresh, cc}, p.grants(), "the call waited for one grant")
+		s.Invalidate(first.AccessToken)
+		time.Sleep(firstCoolDown - 1)
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		assert.Len(t, p.grants(), 3, "cool-down")
+		p.on(nil)
+		time.Sleep(time.Nanosecond)
+		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
+	})
+}
+
+func TestInvalidateDoesNotEndACoolDownWithoutAToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t)
+		first := token(t, s)
+		p.on(replies(503, "", "Retry-After", "3600"))
+		time.Sleep(15 * time.Minute)
+		for range 60 {
+			_, err := s.Token()
+			require.Error(t, err)
+			for _, access := range []string{"", "unknown", first.AccessToken} {
+				s.Invalidate(access)
+			}
+			time.Sleep(time.Second)
+		}
+		assert.Equal(t, []string{cc, refresh}, p.grants())
+	})
+}
+
+// Processes that share a cache share the tokens that are obtained, too.
+func TestProcessesOnOneCacheWhoseTokensAreRefusedAskNoMoreOftenThanOne(t *testing.T) {
+	t.Parallel()
+	bubbles(t, map[string]func() Cache{
+		"without a lock": func() Cache { return new(memoryCache) }, "with a lock": func() Cache { return newLockingCache() },
+	}, func(t *testing.T, newCache func() Cache) {
+		p, cache := proxyOf(t), WithCache(newCache())
+		var sources []*TokenSource
+		for range 4 {
+			sources = append(sources, p.source(t, cache))
+		}
+		for range 10 * 60 {
+			for _, s := range sources {
+				s.Invalidate(token(t, s).AccessToken)
+			}
+			time.Sleep(time.Second)
+		}
+		assert.LessOrEqual(t, len(p.grants()), 40)
+		assert.GreaterOrEqual(t, len(p.grants()), 20)
 	})
 }
 
 // Some servers kill the old token the moment that they issue the new one.
-func TestInvalidateDuringABackgroundGrantCountsAtOnce(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(time.Second), moovtest.WithLifetime(4*time.Second))
-		s := sourceOf(t, server, WithEarlyRefresh(3*time.Second))
-		first := token(t, s)
-		s.Invalidate(first.AccessToken)
-		second := token(t, s)
-		time.Sleep(500 * time.Millisecond)
-		token(t, s) // starts a grant
-		synctest.Wait()
-		require.True(t, s.memory.load().refreshing)
-		s.Invalidate(second.AccessToken)
-		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
-		assert.Len(t, server.TokenRequests(), 3)
-	})
-}
-
-func TestFailedBackgroundGrantIsNotSeen(t *testing.T) {
+func TestInvalidateDuringARefreshInTheBackground(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		s := sourceOf(t, server)
-		old := token(t, s)
-		time.Sleep(14 * time.Minute)
-		server.Enqueue(moovtest.Answer{Status: 404}, moovtest.Answer{Status: 404})
-		assert.Equal(t, old.AccessToken, token(t, s).AccessToken)
-		synctest.Wait()
-		assert.Equal(t, old.AccessToken, token(t, s).AccessToken)
+		first := token(t, s)
+		time.Sleep(13 * time.Minute)
+		server.SetLatency(time.Second)
+		token(t, s) // starts it
+		time.Sleep(100 * time.Millisecond)
+		s.Invalidate(first.AccessToken)
+		began := time.Now()
+		second := token(t, s)
+		assert.NotEqual(t, first.AccessToken, second.AccessToken)
+		assert.Equal(t, 900*time.Millisecond, time.Since(began), "it waits for the refresh")
+		assert.Len(t, server.TokenRequests(), 2)
+
+		time.Sleep(time.Second)
+		s.Invalidate(second.AccessToken)
+		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
 	})
 }
 
-func TestZeroTokenSourceSaysWhatToDo(t *testing.T) {
-	t.Parallel()
-	zero := new(TokenSource)
-	_, err := zero.Token()
-	assert.ErrorContains(t, err, "NewTokenSource")
-	assert.ErrorContains(t, zero.Revoke(t.Context()), "NewTokenSource")
-	_, err = zero.Client().Get(DefaultBaseURL)
-	assert.ErrorContains(t, err, "NewTokenSource")
-	zero.Invalidate("x")
-}
-
-func TestClientKeepsTheConfiguredClient(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	jar, err := cookiejar.New(nil)
-	require.NoError(t, err)
-	own := &http.Client{
-		Transport:     server.Client().Transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Jar:           jar,
-		Timeout:       time.Minute,
-	}
-	client := sourceOf(t, server, WithHTTPClient(own)).Client()
-	assert.NotSame(t, own, client)
-	assert.NotNil(t, client.CheckRedirect)
-	assert.Same(t, jar, client.Jar)
-	assert.Equal(t, time.Minute, client.Timeout)
-
-	resp, err := client.Get(server.URL + "/ping")
-	require.NoError(t, err)
-	defer resp.Body.Close()
-	assert.Equal(t, http.StatusOK, resp.StatusCode)
-	assert.IsType(t, http.DefaultTransport, own.Transport, "the caller's client is not changed")
-}
-
-func TestLogsGrantsAndWarnings(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var log strings.Builder
-		logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		server := inMemory(t)
-		s := sourceOf(t, server, WithLogger(logger))
-		token(t, s)
-		assert.Contains(t, log.String(), "level=DEBUG")
-		assert.Contains(t, log.String(), "grant_type=client_credentials")
-		assert.Contains(t, log.String(), "request_id="+server.TokenRequests()[0].RequestID)
-
-		time.Sleep(15 * time.Minute)
-		log.Reset()
-		server.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"invalid_grant"}`}, moovtest.Answer{Body: `{"access_token":"x"}`})
-		token(t, s)
-		assert.Contains(t, log.String(), "level=WARN")
-		assert.Contains(t, log.String(), "going on with client credentials")
-		assert.Contains(t, log.String(), "5 minutes are assumed")
-	})
-}
-
-// The logger is called while the grant is ending: its token is there already.
+// A logger is called while a grant is ending: its token is current already.
 func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -757,12 +793,11 @@ func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
 		refused := token(t, s)
 		s.Invalidate(refused.AccessToken)
 		assert.NotEqual(t, refused.AccessToken, token(t, s).AccessToken)
-		synctest.Wait()
 	})
 }
 
-// atTheWait is a context that does something at the moment when its caller has
-// joined a flight and is about to wait for it.
+// atTheWait is a context that does something when its caller has joined a flight
+// and is about to wait for it. With a Limiter, the caller waits on it directly.
 type atTheWait struct {
 	context.Context
 	do func()
@@ -776,156 +811,220 @@ func (c *atTheWait) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// A flight that has ended has its result ready for a caller that has not come to
-// read it yet.
-func TestFlightThatHasEndedDoesNotHandOutWhatIsGone(t *testing.T) {
-	t.Parallel()
-	for name, take := range map[string]func(s *TokenSource){
-		"Revoke":     func(s *TokenSource) { require.NoError(t, s.Revoke(context.Background())) },
-		"Invalidate": func(s *TokenSource) { s.Invalidate(s.memory.load().held.token.AccessToken) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t)
-				s := sourceOf(t, server)
-				var first string
-				tok, err := s.TokenContext(&atTheWait{t.Context(), func() {
-					synctest.Wait() // the flight has ended
-					first = s.memory.load().held.token.AccessToken
-					take(s)
-				}})
-				require.NoError(t, err)
-				require.NotEmpty(t, first)
-				assert.NotEqual(t, first, tok.AccessToken)
-				assert.True(t, server.Alive(tok.AccessToken))
-				assert.Len(t, server.TokenRequests(), 2)
-			})
-		})
-	}
-}
+// unlimited is a Limiter that never waits.
+type unlimited struct{}
 
-func TestInvalidateDuringABackgroundGrantIsNotCounted(t *testing.T) {
+func (unlimited) Wait(context.Context) error { return nil }
+
+// A flight that has ended keeps its result for a caller that has not read it yet.
+func TestResultOfAFlightIsNotReturnedAfterRevokeOrInvalidate(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubbles(t, map[string]func(s *TokenSource, access string){
+		"Revoke":     func(s *TokenSource, _ string) { _ = s.Revoke(context.Background()) },
+		"Invalidate": func(s *TokenSource, access string) { s.Invalidate(access) },
+	}, func(t *testing.T, end func(s *TokenSource, access string)) {
 		server := inMemory(t)
-		s := sourceOf(t, server)
-		first := token(t, s)
-		time.Sleep(13 * time.Minute)
-		server.SetLatency(100 * time.Millisecond)
-		token(t, s) // starts a background grant
-		time.Sleep(10 * time.Millisecond)
-		s.Invalidate(first.AccessToken)
-		second := token(t, s)
-		synctest.Wait()
-		s.Invalidate(second.AccessToken)
-		assert.NotEqual(t, second.AccessToken, token(t, s).AccessToken)
-	})
-}
-
-func TestInvalidateOfNothingDoesNotCount(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		s := sourceOf(t, server, WithToken(&oauth2.Token{RefreshToken: "unknown"}))
-		s.Invalidate("")
-		first := token(t, s)
-		s.Invalidate(first.AccessToken)
-		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
-	})
-}
-
-func TestSavedTokenIsBearer(t *testing.T) {
-	t.Parallel()
-	for _, tokenType := range []string{"opaque", "JWT", "bearer", ""} {
-		saved := &oauth2.Token{AccessToken: "x", TokenType: tokenType, Expiry: time.Now().Add(10*time.Minute + time.Second/2)}
-		s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(saved))
+		s := sourceOf(t, server, WithLimiter(unlimited{}))
+		var first string
+		tok, err := s.TokenContext(&atTheWait{t.Context(), func() {
+			synctest.Wait() // the flight has ended
+			first = s.core.state.load().current.AccessToken
+			end(s, first)
+		}})
 		require.NoError(t, err)
-		assert.Equal(t, "Bearer", token(t, s).TokenType)
-		assert.EqualValues(t, 600, token(t, s).ExpiresIn)
-		assert.Equal(t, tokenType, saved.TokenType, "the caller's is not touched")
-	}
-}
-
-func TestTimeLeftIsNotNegative(t *testing.T) {
-	t.Parallel()
-	assert.Zero(t, instant{}.after(instant{wall: 1}))
-	assert.Equal(t, time.Duration(1), instant{wall: 5, monotonic: 1}.after(instant{}))
-}
-
-func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(5*time.Second))
-		client := *server.Client()
-		client.Timeout = time.Second
-		began := time.Now()
-		_, err := sourceOf(t, server, WithHTTPClient(&client)).Token()
-		assert.Error(t, err)
-		assert.Less(t, time.Since(began), 4*time.Second, "three attempts")
-	})
-}
-
-func TestCallerWhoseFlightsAreCancelledWaitsNoLongerThanTheTimeout(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(time.Hour))
-		s := sourceOf(t, server)
-		var callers sync.WaitGroup
-		defer callers.Wait()
-		for i := range 6 {
-			callers.Go(func() { // each Revoke starts the time of the flight anew
-				time.Sleep(time.Duration(i) * 5 * time.Second)
-				if i%2 == 1 {
-					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-					defer cancel()
-					s.Revoke(ctx)
-				}
-				began := time.Now()
-				_, err := s.Token()
-				assert.ErrorIs(t, err, context.DeadlineExceeded)
-				assert.LessOrEqual(t, time.Since(began), defaultTimeout+grace)
-			})
-		}
-	})
-}
-
-func TestTokenThatExpiredOnItsWayIsNotHandedOut(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLifetime(5*time.Second))
-		late := 6 * time.Second
-		s := sourceOf(t, server, WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			resp, err := server.Transport().RoundTrip(r)
-			time.Sleep(late)
-			return resp, err
-		})}))
-		_, err := s.Token()
-		assert.ErrorContains(t, err, "expired on its way")
-		late = 0
-		time.Sleep(time.Second)
-		assert.True(t, server.Alive(token(t, s).AccessToken))
-		require.NoError(t, s.Revoke(t.Context()))
-		assert.Empty(t, server.RefreshTokens(), "also that of the late reply")
-	})
-}
-
-func TestTokenThatExpiresWhileItIsPutIntoTheCacheIsNotHandedOut(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLifetime(time.Second))
-		var puts atomic.Int32
-		s := sourceOf(t, server, WithCache(fakeCache{
-			get: func(context.Context) ([]byte, error) { return nil, nil },
-			put: func(ctx context.Context, _ []byte) error {
-				if puts.Add(1) == 1 {
-					<-ctx.Done()
-				}
-				return ctx.Err()
-			},
-			lock: func(context.Context) (func(), error) { return func() {}, nil },
-		}))
-		assert.True(t, server.Alive(token(t, s).AccessToken))
+		require.NotEmpty(t, first)
+		assert.NotEqual(t, first, tok.AccessToken)
+		assert.True(t, server.Alive(tok.AccessToken))
 		assert.Len(t, server.TokenRequests(), 2)
 	})
+}
+
+func TestFailedRefreshInTheBackgroundIsNotSeen(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t)
+		first := token(t, s)
+		time.Sleep(14 * time.Minute)
+		p.on(replies(404, ""))
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+		synctest.Wait()
+		assert.Equal(t, []string{cc, refresh, cc}, p.grants())
+		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
+	})
+}
+
+func TestZeroTokenSourceSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	zero := new(TokenSource)
+	_, err := zero.Token()
+	assert.ErrorContains(t, err, "NewTokenSource")
+	_, err = (*TokenSource)(nil).Token()
+	assert.ErrorContains(t, err, "NewTokenSource")
+	assert.ErrorContains(t, zero.Revoke(t.Context()), "NewTokenSource")
+	_, err = zero.Client().Get(DefaultBaseURL)
+	assert.ErrorContains(t, err, "NewTokenSource")
+	zero.Invalidate("x")
+}
+
+// As in net/http, a panic is the program's.
+func TestPanicOfPluggedInCodeEndsTheProgram(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("MOOVAUTH_PANIC") != "" {
+		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { panic("out of order") })}
+		_, _ = sourceOf(t, onLoopback(t), WithHTTPClient(client)).Token()
+		return
+	}
+	again := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	again.Env = append(os.Environ(), "MOOVAUTH_PANIC=1")
+	output, err := again.CombinedOutput()
+	assert.Error(t, err)
+	assert.Contains(t, string(output), "panic: out of order")
+}
+
+// t.FailNow does so in a mock.
+func TestGoexitOfPluggedInCodeHoldsCallersUntilTheTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		p.on(func(*http.Request, roundTripper) (*http.Response, error) { runtime.Goexit(); return nil, nil })
+		s := p.source(t)
+		began := time.Now()
+		_, err := s.Token()
+		assert.ErrorContains(t, err, "not done within 30s")
+		assert.Equal(t, defaultTimeout+grace, time.Since(began))
+		p.on(nil)
+		token(t, s)
+	})
+}
+
+// A source has no Format method: what it knows stands behind pointers, which
+// package fmt does not follow. Under the race detector, this shows too that
+// printing reads nothing that a use of the source changes.
+func TestNoVerbPrintsASecretOfASource(t *testing.T) {
+	t.Parallel()
+	server := onLoopback(t)
+	s := sourceOf(t, server, WithCache(new(memoryCache)))
+	secrets := []string{server.ClientSecret}
+	obtain := func() {
+		tok := token(t, s)
+		secrets = append(secrets, tok.AccessToken, tok.RefreshToken)
+	}
+	obtain()
+	s.Invalidate(secrets[1])
+	obtain()
+
+	type box struct {
+		Source  *TokenSource
+		value   any
+		Nested  struct{ Deep []*TokenSource }
+		private *TokenSource
+	}
+	boxed := box{Source: s, value: s, private: s}
+	boxed.Nested.Deep = []*TokenSource{s}
+	shapes := map[string]any{
+		"pointer":             s,
+		"value":               *s,
+		"pointer to pointer":  &boxed.Source,
+		"in a struct":         boxed,
+		"in a pointed struct": &boxed,
+		"in a slice":          []*TokenSource{s},
+		"in a pointed slice":  &[]any{s},
+		"values in an array":  [1]TokenSource{*s},
+		"as a map's value":    map[string]*TokenSource{"key": s},
+		"as a map's key":      map[*TokenSource]bool{s: true},
+		"in a transport":      &Transport{Source: s},
+		"in a client":         *s.Client(),
+		"reused":              oauth2.ReuseTokenSource(nil, s),
+	}
+	var spellings []string
+	for _, secret := range secrets {
+		spellings = append(spellings, secret, fmt.Sprintf("%x", secret), fmt.Sprintf("%X", secret), fmt.Sprintf("% x", secret), strings.Trim(fmt.Sprint([]byte(secret)), "[]"))
+	}
+
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	defer users.Wait()
+	defer close(stop)
+	users.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.Invalidate(token(t, s).AccessToken)
+				s.Stats()
+			}
+		}
+	})
+	for name, v := range shapes {
+		for _, verb := range "vTtbcdoOqxXUeEfFgGsp" {
+			for _, flags := range []string{"", "+", "#", "-", " ", "0", "+#", "# ", "200", ".200"} {
+				format := "%" + flags + string(verb)
+				text := fmt.Sprintf(format, v)
+				for _, spelling := range spellings {
+					if strings.Contains(text, spelling) {
+						require.Fail(t, "a secret is printed", "%s, %s: %s", name, format, text)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A call that has 5 s must not end because the token endpoint is silent: only the
+// first attempt to replace a refused token is waited for as long as it takes.
+func TestSilentEndpointHoldsUpNoCallForLongAfterTheFirstAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t)
+		refused := token(t, s).AccessToken
+		p.on(neverAnswers)
+		s.Invalidate(refused)
+		_, err := s.Token()
+		require.NoError(t, err)
+		for range 300 {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			tok, err := s.TokenContext(ctx)
+			require.NoError(t, err)
+			require.NoError(t, ctx.Err())
+			require.Equal(t, refused, tok.AccessToken)
+			cancel()
+			time.Sleep(time.Second)
+		}
+		p.on(nil)
+		time.Sleep(s.core.config.timeout + maxCoolDown)
+		assert.NotEqual(t, refused, token(t, s).AccessToken)
+	})
+}
+
+func TestCallerThatJoinsLateHasAWholeGrant(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := proxyOf(t)
+		s := p.source(t)
+		token(t, s)
+		time.Sleep(s.timeLeft() - time.Second)
+		p.on(neverAnswers)
+		token(t, s) // a refresh in the background begins
+		time.Sleep(2 * time.Second)
+		early := make(chan error)
+		go func() {
+			_, err := s.Token()
+			early <- err
+		}()
+		time.Sleep(27 * time.Second)
+		p.on(func(r *http.Request, pass roundTripper) (*http.Response, error) {
+			time.Sleep(4 * time.Second)
+			return pass(r)
+		})
+		token(t, s)
+		<-early // its time was over before
+	})
+}
+
+func TestLongestTimeoutIsNoTimeout(t *testing.T) {
+	t.Parallel()
+	token(t, sourceOf(t, inMemory(t), WithTimeout(math.MaxInt64)))
 }

@@ -1,71 +1,68 @@
 package moovauth
 
-// This file puts a token on requests: the version header, the Authorization
-// header, and one more try after a 401. Where a token may go is hosts.go's.
+// This file puts a token on requests to the API: the version header, the
+// Authorization header, and the replay after a 401. Where a token may go is in
+// hosts.go.
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
 )
 
-// Transport is an [http.RoundTripper] that adds X-Moov-Version to each
-// request, and the token of Source if there is one. Its zero value only adds
-// the version. Do not change its fields after its first use.
+// Transport is an [http.RoundTripper] that adds X-Moov-Version to each request,
+// and the token of Source if there is one. The zero value adds only the version.
+// Do not change the fields after the first use.
 //
 // The token goes only to Hosts, and only over https (or http to a loopback
-// address). A request elsewhere gets a [*HostError], and nothing is sent; a
-// redirect elsewhere is followed without the token. An Authorization header
-// that the request has already is replaced, except on requests to Moov's token
-// and revoke endpoints, which keep it and get no token. A version header that
-// the request has stays. Both are found in whatever case they are written.
+// address). A request elsewhere fails with a [*HostError], and nothing is sent. A
+// redirect elsewhere is followed without the token. An Authorization header that
+// the request already has is replaced. Requests to Moov's token and revoke
+// endpoints keep theirs, and get no token. A version header that the request
+// already has is kept.
 //
-// Each 401 to a token of Source invalidates that token, if Source has an
-// Invalidate method. If the request's body can be sent again (there is none,
-// or GetBody is set), the 401's body is read and closed, so that its connection
-// is free for the token request: at most 64 KiB are read, for at most a quarter
-// of a second. The request is then made once more if Source has another token.
-// If it has none, the caller gets the 401 with the part of the body that was
-// read. If that is not all, it ends in [io.ErrUnexpectedEOF].
+// After a 401 the token is invalidated, if Source has an Invalidate method, and
+// the request is sent once more if Source then has another token and the body can
+// be sent again (there is none, or GetBody is set). Otherwise the caller gets the
+// 401. A 401 with an insufficient_scope challenge (RFC 6750 §3.1), and the 401 to
+// the second request, invalidate nothing: another token would not help. To free
+// the connection for a token request, at most 64 KiB of the 401's body are read,
+// for at most 250 ms. If there is no other token after all, the caller gets the
+// part that was read, which ends in [io.ErrUnexpectedEOF] if that is not all.
 //
-// A 429 is returned as it is. The [Limiter] of a *TokenSource is told of it.
-//
-// A Source of a type of yours that wraps a *TokenSource needs Hosts and Version:
-// a host that is missing is an error, but a version that is missing is the
-// default one, and no error.
-//
-// If Source has a TokenContext method, it is called with the request's context
-// instead of Token. A request whose deadline passes meanwhile ends in an error
-// whose Timeout method reports true.
+// If Source wraps a *TokenSource, set Hosts and Version, too: without them Transport
+// uses api.moov.io and [DefaultVersion]. If Source has a TokenContext method, it is
+// called with the request's context instead of Token. If the deadline of the request
+// passes in it, the error's Timeout method reports true.
 type Transport struct {
-	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects itself, nor lead back to this Transport.
+	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects itself, nor change the values of headers in place.
 	Source  oauth2.TokenSource // nil: no Authorization header
-	Version string             // "": the source's version if Source is a *TokenSource, else DefaultVersion
+	Version string             // "": the version of Source if it is a *TokenSource, else DefaultVersion
 	Hosts   []string           // host or host:port, where the token may go; empty: the base URL's host if Source is a *TokenSource, else DefaultBaseURL's
 
 	once    sync.Once
-	version string
+	version []string // the header's values
 	to      destination
 	err     error // what is wrong with the fields
-
-	closingIdle atomic.Bool // CloseIdleConnections is under way
 }
 
-// Client returns a client that authorises its requests to the base URL's host
-// with s, through a [Transport] on the transport of the client given with
-// [WithHTTPClient], whose CheckRedirect, Jar and Timeout it keeps.
+// Client returns a client whose requests to the base URL's host carry s's token,
+// through a [Transport] on the transport of [WithHTTPClient]'s client, whose
+// CheckRedirect, Jar and Timeout it keeps.
 func (s *TokenSource) Client() *http.Client {
 	var c http.Client
-	if s.endpoint != nil { // else its requests fail, and say why
-		c = *s.endpoint.client
+	if s.core != nil { // else its requests fail, and say why
+		c = *s.core.config.client
 	}
 	c.Transport = &Transport{Base: c.Transport, Source: s}
 	return &c
@@ -73,185 +70,139 @@ func (s *TokenSource) Client() *http.Client {
 
 // RoundTrip implements [http.RoundTripper].
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	reqBodyClosed := false
+	bodyClosed := false
 	if req.Body != nil {
 		defer func() {
-			if !reqBodyClosed {
+			if !bodyClosed {
 				req.Body.Close()
 			}
 		}()
 	}
 	t.once.Do(t.init)
-	before, err := t.check(req)
-	if err != nil {
-		return nil, err
-	}
-
-	var sent *held // nil: the request goes without a token
-	keep := true   // the request's own Authorization header
-	switch {
-	case t.Source == nil:
-	case !t.to.trusts(req.URL):
-		if req.Response == nil { // not a redirect
-			return nil, t.to.refuse(req.URL)
-		}
-		keep = false // net/http keeps it on the way to a subdomain, or to http
-	case !t.to.isEndpoint(req.URL):
-		if sent, err = t.token(req.Context()); err != nil {
-			return nil, newTokenError(req.Context(), err)
-		}
-	}
-
-	// Base closes req.Body.
-	reqBodyClosed = true
-	if sent == nil {
-		return t.send(t.prepare(req, before, keep, ""))
-	}
-	resp, err := t.sendWith(sent, t.prepare(req, before, false, sent.authorization))
-	if err != nil || resp.StatusCode != http.StatusUnauthorized {
-		return resp, err
-	}
-	hasBody := req.Body != nil && req.Body != http.NoBody
-	if hasBody && req.GetBody == nil {
-		return resp, nil
-	}
-	// A token request may need the connection that the 401's body holds.
-	resp = release(resp)
-	fresh, err := t.token(req.Context())
-	if err != nil || fresh.authorization == sent.authorization {
-		return resp, nil
-	}
-	again := t.prepare(req, before, false, fresh.authorization)
-	if hasBody {
-		if again.Body, err = req.GetBody(); err != nil {
-			return resp, nil
-		}
-	}
-	return t.sendWith(fresh, again)
-}
-
-// check says what is wrong with t, or with req. It returns the passage through
-// t that has led to req, if there is one.
-func (t *Transport) check(req *http.Request) (*passage, error) {
 	if t.err != nil {
 		return nil, t.err
 	}
 	if req.URL == nil {
 		return nil, errors.New("moovauth: the request has no URL")
 	}
-	before, _ := req.Context().Value(t).(*passage)
-	if before != nil && before.over.Load() { // the request is made with the context of an answer's Request
-		return nil, nil
+	var token *currentToken
+	keepOwn := true // the request's own Authorization header
+	switch {
+	case t.Source == nil:
+	case !t.to.trusts(req.URL):
+		if req.Response == nil { // not a redirect
+			return nil, t.to.refuse(req.URL)
+		}
+		keepOwn = false // net/http keeps it on a redirect to a subdomain, or to http
+	case !t.to.isEndpoint(req.URL):
+		var err error
+		if token, err = t.token(req.Context()); err != nil {
+			return nil, err
+		}
+		keepOwn = false
 	}
-	if before != nil && (before.nth >= maxPassages || before.url.String() == req.URL.String()) {
-		return nil, errors.New("moovauth: Transport.Base (http.DefaultTransport if it is nil) leads back to the Transport itself: set Base to a RoundTripper that does not")
+
+	bodyClosed = true // by Base
+	resp, err := t.base().RoundTrip(t.prepare(req, keepOwn, token))
+	if err != nil || resp == nil || token == nil || resp.StatusCode != http.StatusUnauthorized || !t.invalidate(token, resp) {
+		return resp, err
 	}
-	return before, nil
+	hasBody := req.Body != nil && req.Body != http.NoBody
+	if hasBody && req.GetBody == nil {
+		return resp, nil
+	}
+	release(resp) // a token request may need its connection
+	another, err := t.token(req.Context())
+	if err != nil || another.AccessToken == token.AccessToken {
+		return resp, nil
+	}
+	again := t.prepare(req, false, another)
+	if hasBody {
+		if again.Body, err = req.GetBody(); err != nil {
+			return resp, nil
+		}
+	}
+	return t.base().RoundTrip(again)
 }
 
-// passage is the context of a request that has been through a Transport. By it
-// a Base that leads back to the Transport is found out. A Base may still make a
-// request of its own through the same Transport, to another URL.
-type passage struct {
-	context.Context
-	through *Transport
-	url     *url.URL
-	nth     int         // of those that are within each other
-	over    atomic.Bool // Base has returned
-}
-
-const maxPassages = 8 // within each other
-
-func (p *passage) Value(key any) any {
-	if key == any(p.through) {
-		return p
+// invalidate tells Source that the API refused token with the 401 resp, and
+// reports whether another token may help.
+func (t *Transport) invalidate(token *currentToken, resp *http.Response) bool {
+	source, ok := t.Source.(interface{ Invalidate(accessToken string) })
+	if !ok || strings.Contains(strings.Join(resp.Header.Values("WWW-Authenticate"), ","), "insufficient_scope") {
+		return false
 	}
-	return p.Context.Value(key)
+	source.Invalidate(token.AccessToken)
+	if s, ok := t.Source.(*TokenSource); ok {
+		now := s.core.state.load().usable(s.core.config.clock())
+		return now == nil || now.AccessToken != token.AccessToken
+	}
+	return true
 }
 
-// prepare returns a copy of req with our headers. keep is whether it keeps its
+// How much of a 401's body is read, and for how long.
+const (
+	maxRefusalBody = 64 << 10
+	maxRefusalTime = 250 * time.Millisecond
+)
+
+// release reads the body of a 401 and closes it, so that its connection is free.
+// What was read becomes the body.
+func release(resp *http.Response) {
+	body := resp.Body
+	if body == nil || body == http.NoBody {
+		return
+	}
+	timer := time.AfterFunc(maxRefusalTime, func() { body.Close() })
+	text, err := io.ReadAll(io.LimitReader(body, maxRefusalBody+1))
+	// A server that notices the Close may end the body as if it were complete.
+	if !timer.Stop() || len(text) > maxRefusalBody {
+		text, err = text[:min(len(text), maxRefusalBody)], io.ErrUnexpectedEOF
+	}
+	body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(text))
+	if err != nil {
+		resp.Body = io.NopCloser(io.MultiReader(bytes.NewReader(text), failingReader{}))
+	}
+}
+
+// failingReader follows a body that was not read to its end.
+type failingReader struct{}
+
+func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// prepare returns a copy of req with our headers. keepOwn is whether it keeps its
 // own Authorization header.
-func (t *Transport) prepare(req *http.Request, before *passage, keep bool, authorization string) *http.Request {
-	own := new(struct { // one allocation for both
-		passage
-		room [5]string // for the values of most requests' headers
-	})
-	own.Context, own.through, own.url, own.nth = req.Context(), t, req.URL, 1
-	if before != nil {
-		own.nth += before.nth
-	}
-	out := req.WithContext(&own.passage)
-	out.Header = make(http.Header, len(req.Header)+2)
-	values := own.room[:0]
-	if len(req.Header)+2 > len(own.room) {
-		values = make([]string, 0, len(req.Header)+2)
-	}
-	set := func(name string, value ...string) {
-		n := len(values)
-		values = append(values, value...)
-		out.Header[name] = values[n:len(values):len(values)]
+func (t *Transport) prepare(req *http.Request, keepOwn bool, token *currentToken) *http.Request {
+	out := new(http.Request)
+	*out = *req
+	if out.Header = req.Header.Clone(); out.Header == nil {
+		out.Header = make(http.Header)
 	}
 	hasVersion := false
-	for name, value := range req.Header {
-		if is(name, "Authorization") && !keep {
-			continue
+	for name := range out.Header {
+		if strings.EqualFold(name, "Authorization") && !keepOwn {
+			delete(out.Header, name)
 		}
-		hasVersion = hasVersion || is(name, VersionHeader)
-		set(name, value...)
+		hasVersion = hasVersion || strings.EqualFold(name, VersionHeader)
 	}
 	if !hasVersion {
-		set(VersionHeader, t.version)
+		out.Header[VersionHeader] = t.version
 	}
-	if authorization != "" {
-		set("Authorization", authorization)
+	if token != nil {
+		out.Header["Authorization"] = token.authorization[:]
 	}
 	return out
 }
 
-// is reports whether name, which may have been set by index, is header.
-func is(name, header string) bool {
-	return len(name) == len(header) && strings.EqualFold(name, header)
-}
-
-// send hands req to Base.
-func (t *Transport) send(req *http.Request) (*http.Response, error) {
-	resp, err := t.base().RoundTrip(req)
-	if own, ok := req.Context().(*passage); ok {
-		own.over.Store(true)
-	}
-	if resp == nil && err == nil {
-		return nil, fmt.Errorf("moovauth: Transport.Base, a %T, returned neither a response nor an error", t.base())
-	}
-	return resp, err
-}
-
-// sendWith sends req, which has a token of Source, and tells Source of a 401 and
-// its limiter of a 429.
-func (t *Transport) sendWith(token *held, req *http.Request) (*http.Response, error) {
-	resp, err := t.send(req)
-	if err != nil {
-		return resp, err
-	}
-	switch resp.StatusCode {
-	case http.StatusUnauthorized:
-		if source, ok := t.Source.(interface{ Invalidate(accessToken string) }); ok {
-			source.Invalidate(token.token.AccessToken)
-		}
-	case http.StatusTooManyRequests:
-		if source, ok := t.Source.(*TokenSource); ok {
-			source.endpoint.tell(req.Context(), retryAfter(resp.Header, time.Now()))
-		}
-	}
-	return resp, nil
-}
-
 // token asks Source.
-func (t *Transport) token(ctx context.Context) (*held, error) {
+func (t *Transport) token(ctx context.Context) (*currentToken, error) {
 	var token *oauth2.Token
 	var err error
 	switch source := t.Source.(type) {
 	case *TokenSource:
-		return source.grantedToken(ctx)
+		current, err := source.currentToken(ctx)
+		return current, failure(err)
 	case interface {
 		TokenContext(context.Context) (*oauth2.Token, error)
 	}:
@@ -260,52 +211,34 @@ func (t *Transport) token(ctx context.Context) (*held, error) {
 		token, err = source.Token()
 	}
 	if err != nil {
-		return nil, err
+		return nil, failure(err) // a *url.Error asks it, and nothing deeper, whether it is a timeout
 	}
 	if token == nil || token.AccessToken == "" {
 		return nil, errors.New("moovauth: Transport.Source returned no access token, and no error")
 	}
-	return &held{token: *token, authorization: token.Type() + " " + token.AccessToken}, nil
-}
-
-// tokenError is why there is no token for a request. A [*url.Error] asks the
-// error in it, and no deeper one, whether it is a timeout.
-type tokenError struct {
-	error
-	timeout bool
-}
-
-func newTokenError(ctx context.Context, err error) error {
-	return &tokenError{err, timedOut(err) || errors.Is(ctx.Err(), context.DeadlineExceeded)}
-}
-
-func (e *tokenError) Unwrap() error { return e.error }
-
-func (e *tokenError) Timeout() bool { return e.timeout }
-
-func (e *tokenError) Temporary() bool {
-	var t interface{ Temporary() bool }
-	return errors.As(e.error, &t) && t.Temporary()
+	return &currentToken{Token: *token, authorization: [1]string{token.Type() + " " + token.AccessToken}}, nil
 }
 
 // init checks and reads the fields.
 func (t *Transport) init() {
 	var base *url.URL
-	t.version = DefaultVersion
+	version := DefaultVersion
 	if s, ok := t.Source.(*TokenSource); ok {
-		if s == nil || s.endpoint == nil {
+		if s == nil || s.core == nil {
 			t.err = errors.New("moovauth: Transport.Source is a nil or zero TokenSource: make one with NewTokenSource")
 			return
 		}
-		base, _ = url.Parse(s.endpoint.baseURL)
-		t.version = s.endpoint.version
+		base, _ = url.Parse(s.core.config.baseURL)
+		version = s.core.config.version
 	}
-	if t.Version != "" {
-		if err := checkVersion(t.Version); err != nil {
-			t.err = fmt.Errorf("moovauth: Transport.Version: %w", err)
-			return
-		}
-		t.version = t.Version
+	t.version = []string{cmp.Or(t.Version, version)}
+	if err := checkVersion(t.version[0]); err != nil {
+		t.err = fmt.Errorf("moovauth: Transport.Version: %w", err)
+		return
+	}
+	if t.base() == http.RoundTripper(t) {
+		t.err = errors.New("moovauth: http.DefaultTransport is this Transport, so that it would call itself: set Base")
+		return
 	}
 	t.to, t.err = newDestination(t.Hosts, base)
 }
@@ -313,11 +246,7 @@ func (t *Transport) init() {
 // CloseIdleConnections closes those of Base, if it has the method, for
 // [http.Client.CloseIdleConnections].
 func (t *Transport) CloseIdleConnections() {
-	if t.closingIdle.Swap(true) { // Base leads back to t, or another call closes them
-		return
-	}
-	defer t.closingIdle.Store(false)
-	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok {
+	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok && base != any(t) {
 		base.CloseIdleConnections()
 	}
 }

@@ -1,15 +1,15 @@
 package moovauth
 
 import (
-	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,11 +42,64 @@ func (s *sink) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body != nil {
 		r.Body.Close()
 	}
-	return &http.Response{StatusCode: 200, Header: make(http.Header), Body: http.NoBody, Request: r}, nil
+	return empty(r, http.StatusOK), nil
+}
+
+// empty is an answer to r without a body.
+func empty(r *http.Request, status int) *http.Response {
+	return &http.Response{StatusCode: status, Header: make(http.Header), Body: http.NoBody, Request: r}
 }
 
 // static is a source of one token, without TokenContext or Invalidate.
 var static = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "static"})
+
+// sourceFunc is a function as an oauth2.TokenSource.
+type sourceFunc func() (*oauth2.Token, error)
+
+func (f sourceFunc) Token() (*oauth2.Token, error) { return f() }
+
+// otherSource is a TokenSource of another package, with the methods that
+// Transport looks for. Each invalidation leads to its next token.
+type otherSource struct {
+	tokens []string
+	ctx    context.Context
+	calls  []string
+}
+
+func newOtherSource(tokens ...string) *otherSource { return &otherSource{tokens: tokens} }
+
+func (s *otherSource) Token() (*oauth2.Token, error) { panic("TokenContext is to be used") }
+
+func (s *otherSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
+	s.ctx = ctx
+	s.calls = append(s.calls, "token")
+	return &oauth2.Token{AccessToken: s.tokens[0], TokenType: "bearer"}, nil
+}
+
+func (s *otherSource) Invalidate(accessToken string) {
+	s.calls = append(s.calls, "invalidate "+accessToken)
+	s.tokens = s.tokens[1:]
+}
+
+// refusing is a Base that answers token "one" with a 401 that has body, and any
+// other with 200.
+func refusing(body io.ReadCloser) roundTripper {
+	return func(r *http.Request) (*http.Response, error) {
+		if r.Header.Get("Authorization") != "Bearer one" {
+			return new(sink).RoundTrip(r)
+		}
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return &http.Response{Status: "401 No", StatusCode: 401, Header: http.Header{"X": {"y"}}, ContentLength: 1000, Uncompressed: true, Body: body, Request: r}, nil
+	}
+}
+
+// startingWith returns a source that has a token already, and sends its token
+// requests to server.
+func startingWith(t testing.TB, server *moovtest.Server, accessToken string, opts ...Option) *TokenSource {
+	return sourceOf(t, server, append(opts, WithToken(&oauth2.Token{AccessToken: accessToken}))...)
+}
 
 // roundTrip sends a GET of target through tr.
 func roundTrip(t testing.TB, tr *Transport, target string) (*http.Response, error) {
@@ -56,14 +109,27 @@ func roundTrip(t testing.TB, tr *Transport, target string) (*http.Response, erro
 	return tr.RoundTrip(req)
 }
 
+// get is the status of a GET of target with client.
+func get(t testing.TB, client *http.Client, target string) int {
+	t.Helper()
+	resp, err := client.Get(target)
+	if !assert.NoError(t, err) {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// alive reports whether server takes the token of r.
+func alive(server *moovtest.Server, r *http.Request) bool {
+	return server.Alive(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+}
+
 func TestZeroTransportOnlyAddsTheVersion(t *testing.T) {
 	t.Parallel()
 	var got http.Header
 	server := answering(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header })
-	client := &http.Client{Transport: new(Transport)}
-	resp, err := client.Get(server.URL)
-	require.NoError(t, err)
-	resp.Body.Close()
+	assert.Equal(t, http.StatusOK, get(t, &http.Client{Transport: new(Transport)}, server.URL))
 	assert.Equal(t, DefaultVersion, got.Get(VersionHeader))
 	assert.NotContains(t, got, "Authorization")
 }
@@ -78,10 +144,10 @@ func TestVersionOfARequest(t *testing.T) {
 		own, want string
 	}{
 		{"default", &Transport{}, "", DefaultVersion},
-		{"of another source", &Transport{Source: static}, "", DefaultVersion},
-		{"of the source", &Transport{Source: s}, "", "v2026.07.00"},
-		{"of the transport", &Transport{Source: s, Version: "dev"}, "", "dev"},
-		{"of the caller", &Transport{Source: s, Version: "dev"}, "v2025.01.00", "v2025.01.00"},
+		{"another source", &Transport{Source: static}, "", DefaultVersion},
+		{"the source's", &Transport{Source: s}, "", "v2026.07.00"},
+		{"the transport's", &Transport{Source: s, Version: "dev"}, "", "dev"},
+		{"the caller's", &Transport{Source: s, Version: "dev"}, "v2025.01.00", "v2025.01.00"},
 	} {
 		base := new(sink)
 		c.transport.Base = base
@@ -102,64 +168,53 @@ func TestTransportNamesTheFieldThatIsWrong(t *testing.T) {
 	for want, tr := range map[string]*Transport{
 		"Transport.Version": {Version: "2024"},
 		"Transport.Hosts":   {Source: static, Hosts: []string{"https://api.moov.io"}},
-		"api.moov.io/x":     {Source: static, Hosts: []string{"api.moov.io/x"}},
-		`got ""`:            {Source: static, Hosts: []string{""}},
 		"nil or zero":       {Source: none},
 		"NewTokenSource":    {Source: new(TokenSource)},
 	} {
 		base := new(sink)
 		tr.Base = base
-		sent := &body{Reader: strings.NewReader("x")}
-		req, err := http.NewRequest(http.MethodPost, DefaultBaseURL, sent)
-		require.NoError(t, err)
-		for n := range 2 {
-			_, err = tr.RoundTrip(req)
+		for range 2 {
+			_, err := roundTrip(t, tr, DefaultBaseURL)
 			assert.ErrorContains(t, err, want)
-			assert.EqualValues(t, n+1, sent.closed.Load())
 		}
 		assert.Nil(t, base.last)
 	}
 }
 
-func TestRedirectElsewhereIsFollowedWithoutTheToken(t *testing.T) {
-	t.Parallel()
-	var got http.Header
-	elsewhere := answering(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header })
+// It changes http.DefaultTransport, so it does not run in parallel.
+func TestDefaultTransportNeedsABase(t *testing.T) {
+	before := http.DefaultTransport
+	defer func() { http.DefaultTransport = before }()
 	server := onLoopback(t)
-	api := answering(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/away" {
-			assert.NotEmpty(t, r.Header.Get("Authorization"))
-			http.Redirect(w, r, elsewhere.URL+"/there", http.StatusFound)
-			return
-		}
-		server.ServeHTTP(w, r)
-	})
-	client := sourceOf(t, server, WithBaseURL(api.URL), WithHTTPClient(api.Client())).Client()
-	resp, err := client.Get(api.URL + "/away")
-	require.NoError(t, err)
-	resp.Body.Close()
-	assert.Equal(t, 200, resp.StatusCode)
-	assert.NotNil(t, got)
-	assert.NotContains(t, got, "Authorization")
+	tr := new(Transport)
+	http.DefaultTransport = tr
+	_, err := http.Get(server.URL + "/ping")
+	assert.ErrorContains(t, err, "http.DefaultTransport is this Transport, so that it would call itself: set Base")
+	http.DefaultClient.CloseIdleConnections() // does not call itself either
+	assert.Empty(t, server.Requests())
 
-	_, err = client.Get(elsewhere.URL)
-	assert.ErrorContains(t, err, "Transport.Hosts", "a direct request there is an error")
+	http.DefaultTransport = &Transport{Base: before}
+	assert.Equal(t, http.StatusUnauthorized, get(t, http.DefaultClient, server.URL+"/ping"))
+	assert.Equal(t, DefaultVersion, server.Requests()[0].Header.Get(VersionHeader))
 }
 
-func TestRedirectOnTheSameHostKeepsTheToken(t *testing.T) {
+func TestTransportsMayBeWithinEachOther(t *testing.T) {
 	t.Parallel()
-	server := onLoopback(t)
-	api := answering(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/away" {
-			http.Redirect(w, r, "/ping", http.StatusFound)
-			return
-		}
-		server.ServeHTTP(w, r)
-	})
-	resp, err := sourceOf(t, server, WithBaseURL(api.URL)).Client().Get(api.URL + "/away")
+	base := new(sink)
+	inner := &Transport{Source: static, Base: base, Version: "v2025.01.00"}
+	outer := &Transport{Source: oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "outer"}), Base: inner, Version: "v2026.01.00"}
+	_, err := roundTrip(t, outer, DefaultBaseURL)
 	require.NoError(t, err)
-	resp.Body.Close()
-	assert.Equal(t, 200, resp.StatusCode)
+	assert.Equal(t, []string{"Bearer static"}, base.last.Header["Authorization"], "the inner one's")
+	assert.Equal(t, []string{"v2026.01.00"}, base.last.Header[VersionHeader], "the outer one's, which the inner one takes for the caller's")
+}
+
+func TestRequestWithoutAURL(t *testing.T) {
+	t.Parallel()
+	for _, tr := range []*Transport{{Base: new(sink)}, {Base: new(sink), Source: static}} {
+		_, err := tr.RoundTrip(new(http.Request))
+		assert.ErrorContains(t, err, "no URL")
+	}
 }
 
 func TestCallersRequestIsNotModified(t *testing.T) {
@@ -170,44 +225,87 @@ func TestCallersRequestIsNotModified(t *testing.T) {
 	require.NoError(t, err)
 	req.Header.Set("Authorization", "Basic of-the-caller")
 	req.Header["X-Many"] = append(make([]string, 0, 8), "a", "b", "c", "d")
-	req.Header.Set("Accept", "application/json")
-	before := req.Clone(t.Context())
+	req.Header["x-moov-versioN"] = nil // net/http's way to leave a header out
+	req.Header["Authorizatiom"] = []string{"of the same length"}
+	for n := range 20 {
+		req.Header.Set(fmt.Sprintf("X-Header-Nr-%02d", n), strconv.Itoa(n))
+	}
+	before := req.Clone(req.Context())
 	_, err = tr.RoundTrip(req)
 	require.NoError(t, err)
-	assert.Equal(t, before.Header, req.Header)
-	assert.NotSame(t, req, base.last)
-	assert.Equal(t, "Bearer static", base.last.Header.Get("Authorization"), "the caller's is replaced")
-	assert.Equal(t, before.Header["X-Many"], base.last.Header["X-Many"])
-	assert.Equal(t, before.Header["Accept"], base.last.Header["Accept"])
-	sent := base.last.Header.Clone()
+	assert.Equal(t, before, req)
+
+	want := before.Header.Clone()
+	want.Set("Authorization", "Bearer static") // the caller's is replaced
+	assert.Equal(t, want, base.last.Header, "all other headers are sent as they are")
 	for name, values := range base.last.Header {
 		base.last.Header[name] = append(values, "added by Base")
 	}
-	for name, values := range base.last.Header {
-		assert.Equal(t, append(sent[name], "added by Base"), values, "no header's values lie in another's")
-		values[0] = "changed by Base"
-	}
-	assert.Equal(t, before.Header, req.Header)
-	assert.Empty(t, req.Header["X-Many"][:5][4])
+	_, err = tr.RoundTrip(req)
+	require.NoError(t, err)
+	assert.Equal(t, want, base.last.Header, "what Base adds to one request is not in the next")
+	assert.Equal(t, before, req)
 
 	req.Header = nil
 	_, err = tr.RoundTrip(req)
 	require.NoError(t, err)
 	assert.Nil(t, req.Header)
+	assert.Equal(t, http.Header{"Authorization": {"Bearer static"}, VersionHeader: {DefaultVersion}}, base.last.Header)
+}
+
+func TestHeaderNamesAreComparedWithoutCase(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		transport *Transport
+		target    string
+		redirect  bool
+		want      string // the only Authorization
+	}{
+		{"with a token", &Transport{Source: static}, DefaultBaseURL, false, "Bearer static"},
+		{"redirect on the same host", &Transport{Source: static}, DefaultBaseURL, true, "Bearer static"},
+		{"redirect elsewhere", &Transport{Source: static}, "https://sub.api.moov.io", true, ""},
+		{"redirect to http", &Transport{Source: static}, "http://api.moov.io", true, ""},
+		{"to the token endpoint", &Transport{Source: static}, DefaultBaseURL + "/oauth2/token", false, "Basic of-the-caller"},
+		{"without a source", &Transport{}, DefaultBaseURL, false, "Basic of-the-caller"},
+	} {
+		for _, spelling := range []func(string) string{strings.ToLower, strings.ToUpper, func(s string) string { return s[:3] + strings.ToUpper(s[3:]) }} {
+			base := new(sink)
+			c.transport.Base = base
+			req, err := http.NewRequest(http.MethodGet, c.target, nil)
+			require.NoError(t, err)
+			req.Header[spelling("Authorization")] = []string{"Basic of-the-caller"}
+			req.Header[spelling(VersionHeader)] = []string{"v2025.01.00"}
+			if c.redirect {
+				req.Response = new(http.Response)
+			}
+			_, err = c.transport.RoundTrip(req)
+			require.NoError(t, err)
+			var authorizations, versions []string
+			for name, values := range base.last.Header {
+				switch http.CanonicalHeaderKey(name) {
+				case "Authorization":
+					authorizations = append(authorizations, values...)
+				case VersionHeader:
+					versions = append(versions, values...)
+				}
+			}
+			assert.Equal(t, c.want, strings.Join(authorizations, ", "), c.name)
+			assert.Equal(t, []string{"v2025.01.00"}, versions, c.name)
+		}
+	}
 }
 
 func TestEndpointsKeepTheirAuthorization(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	s := sourceOf(t, server)
-	client := s.Client()
-	form := url.Values{"grant_type": {"client_credentials"}, "scope": {pingScope}}
-	for _, path := range []string{tokenPath, revokePath} {
+	client := sourceOf(t, server).Client()
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {pingScope}, "token": {"x"}}
+	for _, path := range []string{"/oauth2/token", "/oauth2/revoke"} {
 		req, err := http.NewRequest(http.MethodPost, server.URL+path, strings.NewReader(form.Encode()))
 		require.NoError(t, err)
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		req.SetBasicAuth(server.ClientID, server.ClientSecret)
-		form.Set("token", "x")
 		resp, err := client.Do(req)
 		require.NoError(t, err)
 		resp.Body.Close()
@@ -217,7 +315,7 @@ func TestEndpointsKeepTheirAuthorization(t *testing.T) {
 		assert.True(t, strings.HasPrefix(r.Header.Get("Authorization"), "Basic "))
 		assert.Equal(t, DefaultVersion, r.Header.Get(VersionHeader))
 	}
-	assert.Len(t, server.Requests(), 2, "no token was obtained for them")
+	assert.Len(t, server.Requests(), 2, "no token was requested for them")
 }
 
 func TestSourceMayUseItsOwnTransport(t *testing.T) {
@@ -230,25 +328,99 @@ func TestSourceMayUseItsOwnTransport(t *testing.T) {
 	require.NoError(t, s.Revoke(t.Context()))
 }
 
-func TestRevokedTokenCosts100CallsOneTokenRequest(t *testing.T) {
+func TestRoundTripAllocatesNoMoreThanItHasTo(t *testing.T) {
+	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}))
+	require.NoError(t, err)
+	ok := &http.Response{StatusCode: 200, Body: http.NoBody}
+	tr := &Transport{Source: s, Base: roundTripper(func(*http.Request) (*http.Response, error) { return ok, nil })}
+	req, err := http.NewRequest(http.MethodGet, DefaultBaseURL+"/ping", nil)
+	require.NoError(t, err)
+	req.Header.Set("Accept", "application/json")
+	allocs := testing.AllocsPerRun(100, func() { _, _ = tr.RoundTrip(req) })
+	assert.LessOrEqual(t, allocs, 4.0, "the request, its header's two parts, and what the header holds")
+}
+
+// A poller may make each request with the context of the last one. If each round
+// trip added to the context, each call would cost more than the one before.
+func TestContextOfARequestIsTheCallers(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
+	server.Revoke(token(t, s).AccessToken) // so that the first call is made twice
 	client := s.Client()
-	server.Revoke(token(t, s).AccessToken)
-
-	var wg sync.WaitGroup
-	for range 100 {
-		wg.Go(func() {
-			resp, err := client.Get(server.URL + "/ping")
-			if assert.NoError(t, err) {
-				assert.Equal(t, http.StatusOK, resp.StatusCode)
-				resp.Body.Close()
-			}
-		})
+	type key struct{}
+	ctx := context.WithValue(t.Context(), key{}, "the caller's")
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/ping", nil)
+	require.NoError(t, err)
+	for range 20 {
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		require.Equal(t, http.StatusOK, resp.StatusCode)
+		require.True(t, ctx == resp.Request.Context(), "the context has grown")
+		req, err = http.NewRequestWithContext(resp.Request.Context(), http.MethodGet, server.URL+"/ping", nil)
+		require.NoError(t, err)
 	}
-	wg.Wait()
-	assert.Len(t, server.TokenRequests(), 2)
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	resp.Body.Close()
+	resp, err = client.Do(resp.Request) // a request that has been through the Transport
+	require.NoError(t, err)
+	resp.Body.Close()
+	assert.Equal(t, http.StatusOK, resp.StatusCode)
+}
+
+func TestRedirectElsewhereIsFollowedWithoutTheToken(t *testing.T) {
+	t.Parallel()
+	var got http.Header
+	elsewhere := answering(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header })
+	server := onLoopback(t)
+	api := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/away":
+			http.Redirect(w, r, elsewhere.URL+"/there", http.StatusFound)
+		case "/moved":
+			http.Redirect(w, r, "/ping", http.StatusFound)
+		default:
+			server.ServeHTTP(w, r)
+		}
+	})
+	client := sourceOf(t, server, WithBaseURL(api.URL)).Client()
+	assert.Equal(t, http.StatusOK, get(t, client, api.URL+"/moved"), "a redirect on the same host keeps the token")
+	assert.Equal(t, http.StatusOK, get(t, client, api.URL+"/away"))
+	assert.NotNil(t, got)
+	assert.NotContains(t, got, "Authorization")
+
+	_, err := client.Get(elsewhere.URL)
+	assert.ErrorContains(t, err, "Transport.Hosts", "a direct request there is an error")
+}
+
+// net/http keeps the caller's Authorization on the way to a subdomain, and from
+// https to http.
+func TestRedirectElsewhereIsFollowedWithoutTheCallersCredentials(t *testing.T) {
+	t.Parallel()
+	for _, elsewhere := range []string{"http://api.moov.io/x", "https://sub.api.moov.io/x"} {
+		var seen []*http.Request
+		base := roundTripper(func(r *http.Request) (*http.Response, error) {
+			seen = append(seen, r)
+			resp := empty(r, http.StatusOK)
+			if len(seen) == 1 {
+				resp.StatusCode = http.StatusTemporaryRedirect
+				resp.Header.Set("Location", elsewhere)
+			}
+			return resp, nil
+		})
+		client := &http.Client{Transport: &Transport{Source: static, Base: base}}
+		req, err := http.NewRequest(http.MethodGet, DefaultBaseURL+"/ping", nil)
+		require.NoError(t, err)
+		req.SetBasicAuth("public", "secret")
+		_, err = client.Do(req)
+		require.NoError(t, err)
+		require.Len(t, seen, 2)
+		assert.Equal(t, "Bearer static", seen[0].Header.Get("Authorization"))
+		assert.NotContains(t, seen[1].Header, "Authorization")
+		assert.Equal(t, DefaultVersion, seen[1].Header.Get(VersionHeader))
+	}
 }
 
 func TestReplayAfter401(t *testing.T) {
@@ -268,14 +440,14 @@ func TestReplayAfter401(t *testing.T) {
 			server := onLoopback(t)
 			var bodies []string
 			api := answering(t, func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == tokenPath {
+				if r.URL.Path == "/oauth2/token" {
 					server.ServeHTTP(w, r)
 					return
 				}
 				sent, err := io.ReadAll(r.Body)
 				assert.NoError(t, err)
 				bodies = append(bodies, string(sent))
-				if !server.Alive(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")) {
+				if !alive(server, r) {
 					http.Error(w, "refused", http.StatusUnauthorized)
 				}
 			})
@@ -293,121 +465,148 @@ func TestReplayAfter401(t *testing.T) {
 				assert.Equal(t, []string{text}, bodies)
 			}
 			resp.Body.Close()
-
-			resp, err = s.Client().Get(api.URL)
-			require.NoError(t, err)
-			resp.Body.Close()
-			assert.Equal(t, http.StatusOK, resp.StatusCode, "the next call has a new token in any case")
+			assert.Equal(t, http.StatusOK, get(t, s.Client(), api.URL), "the next call has a new token in any case")
 			assert.Len(t, server.TokenRequests(), 2)
 		})
 	}
 }
 
-func TestReplayDrainsAndClosesTheFirst401(t *testing.T) {
+func TestReplayHasNoBodyIfTheRequestHadNone(t *testing.T) {
+	t.Parallel()
+	for _, none := range []io.ReadCloser{nil, http.NoBody} {
+		var bodies []io.ReadCloser
+		base := roundTripper(func(r *http.Request) (*http.Response, error) {
+			bodies = append(bodies, r.Body)
+			return refusing(http.NoBody)(r)
+		})
+		req, err := http.NewRequest(http.MethodGet, DefaultBaseURL, nil)
+		require.NoError(t, err)
+		req.Body = none
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("of an earlier request")), nil }
+		_, err = (&Transport{Source: newOtherSource("one", "two"), Base: base}).RoundTrip(req)
+		require.NoError(t, err)
+		assert.Equal(t, []io.ReadCloser{none, none}, bodies)
+	}
+}
+
+func Test401IsReturnedIfGetBodyFails(t *testing.T) {
+	t.Parallel()
+	req, err := http.NewRequest(http.MethodPost, DefaultBaseURL, strings.NewReader("x"))
+	require.NoError(t, err)
+	req.GetBody = func() (io.ReadCloser, error) { return nil, errors.New("the file was removed") }
+	resp, err := (&Transport{Source: newOtherSource("one", "two"), Base: refusing(http.NoBody)}).RoundTrip(req)
+	require.NoError(t, err)
+	assert.Equal(t, 401, resp.StatusCode)
+}
+
+func TestRevokedTokenCosts100CallsOneTokenRequest(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	refused := &body{Reader: strings.NewReader("refused")}
-	base := roundTripper(func(r *http.Request) (*http.Response, error) {
-		if !server.Alive(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")) {
-			return &http.Response{StatusCode: 401, Body: refused, Request: r}, nil
-		}
-		return new(sink).RoundTrip(r)
-	})
 	s := sourceOf(t, server)
+	client := s.Client()
 	server.Revoke(token(t, s).AccessToken)
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() { assert.Equal(t, http.StatusOK, get(t, client, server.URL+"/ping")) })
+	}
+	all.Wait()
+	assert.Len(t, server.TokenRequests(), 2)
+}
+
+// A call that was on its way while the token was replaced costs no token request.
+func TestReplayTakesATokenThatIsThereAlready(t *testing.T) {
+	t.Parallel()
+	server := onLoopback(t)
+	s := sourceOf(t, server)
+	first := token(t, s).AccessToken
+	base := roundTripper(func(r *http.Request) (*http.Response, error) {
+		if r.Header.Get("Authorization") == "Bearer "+first {
+			s.Invalidate(first)
+			token(t, s)
+			return empty(r, http.StatusUnauthorized), nil
+		}
+		return empty(r, http.StatusOK), nil
+	})
 	resp, err := roundTrip(t, &Transport{Source: s, Base: base}, server.URL)
 	require.NoError(t, err)
-	assert.Equal(t, 200, resp.StatusCode)
-	assert.EqualValues(t, 1, refused.closed.Load())
-	left, _ := io.ReadAll(refused.Reader)
-	assert.Empty(t, left)
+	assert.Equal(t, http.StatusOK, resp.StatusCode)
+	assert.Len(t, server.TokenRequests(), 2)
+	assert.EqualValues(t, 1, s.Stats().Invalidated)
 }
 
-func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t)
-		base := roundTripper(func(r *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: 401, Body: io.NopCloser(strings.NewReader("no")), Request: r}, nil
-		})
-		tr := &Transport{Source: sourceOf(t, server), Base: base}
-		for range 100 { // for ten seconds
-			resp, err := roundTrip(t, tr, server.URL)
-			if cooling := new(CoolDownError); !errors.As(err, &cooling) {
-				require.NoError(t, err)
-				assert.Equal(t, 401, resp.StatusCode)
-				assert.Equal(t, "no", readAll(t, resp), "the 401 is returned as it is")
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		assert.Len(t, server.TokenRequests(), 5, "at 0, 0, 1, 3 and 7 s")
-	})
+// closeNote notes in source's calls when it is closed.
+type closeNote struct {
+	io.Reader
+	source *otherSource
 }
 
-func Test401StaysIfThereIsNoNewToken(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	s := sourceOf(t, server)
-	server.Revoke(token(t, s).AccessToken)
-	server.Enqueue(moovtest.Answer{Status: 404}, moovtest.Answer{Status: 404})
-	resp, err := s.Client().Get(server.URL + "/ping")
-	require.NoError(t, err)
-	resp.Body.Close()
-	assert.Equal(t, http.StatusUnauthorized, resp.StatusCode)
-}
-
-func Test401WithABodyThatCannotBeHadAgain(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	s := sourceOf(t, server)
-	server.Revoke(token(t, s).AccessToken)
-	req, err := http.NewRequest(http.MethodPost, server.URL+"/ping", strings.NewReader("x"))
-	require.NoError(t, err)
-	req.GetBody = func() (io.ReadCloser, error) { return nil, errors.New("gone") }
-	resp, err := (&Transport{Source: s}).RoundTrip(req)
-	require.NoError(t, err)
-	resp.Body.Close()
-	assert.Contains(t, []int{401, 405}, resp.StatusCode)
-}
-
-// otherSource is a TokenSource of another package, with the methods that
-// Transport looks for.
-type otherSource struct {
-	ctx         context.Context
-	invalidated []string
-	tokens      []string
-}
-
-func (s *otherSource) Token() (*oauth2.Token, error) { panic("TokenContext is to be used") }
-
-func (s *otherSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
-	s.ctx = ctx
-	return &oauth2.Token{AccessToken: s.tokens[0], TokenType: "bearer"}, nil
-}
-
-func (s *otherSource) Invalidate(accessToken string) {
-	s.invalidated = append(s.invalidated, accessToken)
-	s.tokens = s.tokens[1:]
-}
+func (c *closeNote) Close() error { c.source.calls = append(c.source.calls, "close"); return nil }
 
 func TestOtherSourcesWithTheSameMethods(t *testing.T) {
 	t.Parallel()
-	source := &otherSource{tokens: []string{"one", "two", "three"}}
+	source := newOtherSource("one", "two", "three")
+	refused := &closeNote{strings.NewReader("refused"), source}
+	type key struct{}
+	req, err := http.NewRequestWithContext(context.WithValue(t.Context(), key{}, "x"), http.MethodGet, DefaultBaseURL, nil)
+	require.NoError(t, err)
+	resp, err := (&Transport{Source: source, Base: refusing(refused)}).RoundTrip(req)
+	require.NoError(t, err)
+	assert.Equal(t, 200, resp.StatusCode)
+	assert.Equal(t, "x", source.ctx.Value(key{}))
+	assert.Equal(t, []string{"token", "invalidate one", "close", "token"}, source.calls, "a token request may need the connection of the 401")
+	left, err := io.ReadAll(refused)
+	require.NoError(t, err)
+	assert.Empty(t, left, "a connection is reused only if its last answer was read to the end")
+}
+
+func Test401ToTheReplayInvalidatesNothing(t *testing.T) {
+	t.Parallel()
+	source := newOtherSource("one", "two", "three")
 	var sent []string
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
 		sent = append(sent, r.Header.Get("Authorization"))
-		return &http.Response{StatusCode: 401, Body: http.NoBody, Request: r}, nil
+		return empty(r, http.StatusUnauthorized), nil
 	})
-	type key struct{}
-	ctx := context.WithValue(t.Context(), key{}, "x")
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, DefaultBaseURL, nil)
+	resp, err := roundTrip(t, &Transport{Source: source, Base: base}, DefaultBaseURL)
 	require.NoError(t, err)
-	resp, err := (&Transport{Source: source, Base: base}).RoundTrip(req)
-	require.NoError(t, err)
-	resp.Body.Close()
+	assert.Equal(t, 401, resp.StatusCode)
 	assert.Equal(t, []string{"Bearer one", "Bearer two"}, sent, "once more, and no more")
-	assert.Equal(t, []string{"one", "two"}, source.invalidated, "each that was refused")
-	assert.Equal(t, "x", source.ctx.Value(key{}))
+	assert.Equal(t, []string{"token", "invalidate one", "token"}, source.calls)
+}
+
+// Another token would have the same scopes (RFC 6750 §3.1).
+func Test401ForLackOfAScopeInvalidatesNothing(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		challenges  []string
+		invalidates bool
+	}{
+		{[]string{`Bearer realm="moov", error="insufficient_scope", scope="/fed.read"`}, false},
+		{[]string{"Basic", `Bearer error=insufficient_scope`}, false},
+		{[]string{`Bearer error="invalid_token"`}, true},
+		{nil, true},
+	} {
+		server := onLoopback(t)
+		refused := &body{Reader: strings.NewReader("refused")}
+		calls := 0
+		base := roundTripper(func(r *http.Request) (*http.Response, error) {
+			calls++
+			resp := empty(r, http.StatusUnauthorized)
+			resp.Header["Www-Authenticate"], resp.Body = c.challenges, refused
+			return resp, nil
+		})
+		resp, err := roundTrip(t, &Transport{Source: startingWith(t, server, "x"), Base: base}, server.URL)
+		require.NoError(t, err)
+		if c.invalidates {
+			assert.Equal(t, 2, calls)
+			assert.Len(t, server.TokenRequests(), 1)
+			continue
+		}
+		assert.Equal(t, 1, calls)
+		assert.Empty(t, server.TokenRequests())
+		assert.Same(t, refused, resp.Body)
+		assert.Equal(t, "refused", readAll(t, resp))
+	}
 }
 
 func TestStaticSourceIsAskedOnce(t *testing.T) {
@@ -415,436 +614,220 @@ func TestStaticSourceIsAskedOnce(t *testing.T) {
 	n := 0
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
 		n++
-		return &http.Response{StatusCode: 401, Body: http.NoBody, Request: r}, nil
+		return empty(r, http.StatusUnauthorized), nil
 	})
-	resp, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
-	require.NoError(t, err)
-	resp.Body.Close()
-	assert.Equal(t, 1, n, "the token did not change")
-}
-
-// failing is a source that fails, or returns what is no token.
-type failing struct {
-	token *oauth2.Token
-	err   error
-}
-
-func (f failing) Token() (*oauth2.Token, error) { return f.token, f.err }
-
-func TestSourceThatHasNoToken(t *testing.T) {
-	t.Parallel()
-	why := errors.New("no token today")
-	for _, c := range []struct {
-		source failing
-		want   string
-	}{
-		{failing{nil, why}, why.Error()},
-		{failing{nil, nil}, "no access token"},
-		{failing{&oauth2.Token{}, nil}, "no access token"},
-	} {
-		base := new(sink)
-		sent := &body{Reader: new(bytes.Buffer)}
-		req, err := http.NewRequest(http.MethodPost, DefaultBaseURL, sent)
-		require.NoError(t, err)
-		_, err = (&Transport{Source: c.source, Base: base}).RoundTrip(req)
-		assert.ErrorContains(t, err, c.want)
-		assert.EqualValues(t, 1, sent.closed.Load())
-		assert.Nil(t, base.last)
-	}
-}
-
-func TestRequestsContextEndsTheWaitForAToken(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLatency(10*time.Second))
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/ping", nil)
-		require.NoError(t, err)
-		began := time.Now()
-		_, err = sourceOf(t, server).Client().Do(req)
-		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		assert.Equal(t, time.Second, time.Since(began))
-		time.Sleep(time.Minute) // let the grant end
-	})
-}
-
-func TestBaseErrorsAreReturned(t *testing.T) {
-	t.Parallel()
-	why := errors.New("no route")
-	base := roundTripper(func(*http.Request) (*http.Response, error) { return nil, why })
 	_, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
-	assert.Equal(t, why, err)
-}
-
-type idler struct {
-	sink
-	closed bool
-}
-
-func (i *idler) CloseIdleConnections() { i.closed = true }
-
-func TestCloseIdleConnectionsReachesBase(t *testing.T) {
-	t.Parallel()
-	base := new(idler)
-	client := &http.Client{Transport: &Transport{Base: base}}
-	client.CloseIdleConnections()
-	assert.True(t, base.closed)
-	base.closed = false
-	client.CloseIdleConnections()
-	assert.True(t, base.closed, "each time")
-	(&http.Client{Transport: &Transport{Base: new(sink)}}).CloseIdleConnections()
-}
-
-func TestTransportUnderLoadAcrossRollovers(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t, moovtest.WithLifetime(2*time.Second))
-	s := sourceOf(t, server, WithEarlyRefresh(1500*time.Millisecond))
-	client := s.Client()
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for range 200 {
-				resp, err := client.Get(server.URL + "/ping")
-				if assert.NoError(t, err) {
-					assert.Equal(t, http.StatusOK, resp.StatusCode)
-					resp.Body.Close()
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-// net/http keeps the caller's Authorization on the way to a subdomain, and from
-// https to http.
-func TestRedirectElsewhereIsFollowedWithoutTheCallersCredentials(t *testing.T) {
-	t.Parallel()
-	for _, elsewhere := range []string{"http://api.moov.io/x", "https://sub.api.moov.io/x"} {
-		var seen []*http.Request
-		base := roundTripper(func(r *http.Request) (*http.Response, error) {
-			seen = append(seen, r)
-			if len(seen) == 1 {
-				return &http.Response{StatusCode: http.StatusTemporaryRedirect, Header: http.Header{"Location": {elsewhere}}, Body: http.NoBody, Request: r}, nil
-			}
-			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
-		})
-		client := &http.Client{Transport: &Transport{Source: static, Base: base}}
-		req, err := http.NewRequest(http.MethodGet, DefaultBaseURL+"/ping", nil)
-		require.NoError(t, err)
-		req.SetBasicAuth("public", "secret")
-		_, err = client.Do(req)
-		require.NoError(t, err)
-		require.Len(t, seen, 2)
-		assert.Equal(t, "Bearer static", seen[0].Header.Get("Authorization"))
-		assert.NotContains(t, seen[1].Header, "Authorization")
-		assert.Equal(t, DefaultVersion, seen[1].Header.Get(VersionHeader))
-	}
+	require.NoError(t, err)
+	assert.Equal(t, 1, n, "it cannot have another token")
 }
 
 // A mock may leave out the body of its answer.
 func Test401WithoutABody(t *testing.T) {
 	t.Parallel()
-	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}),
-		WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"access_token":"y"}`)), Request: r}, nil
-		})}))
+	resp, err := (&http.Client{Transport: &Transport{Source: newOtherSource("one", "two"), Base: refusing(nil)}}).Get(DefaultBaseURL)
 	require.NoError(t, err)
-	n := 0
-	base := roundTripper(func(r *http.Request) (*http.Response, error) {
-		n++
-		return &http.Response{StatusCode: http.StatusUnauthorized, Request: r}, nil
-	})
-	resp, err := (&http.Client{Transport: &Transport{Source: s, Base: base}}).Get(DefaultBaseURL)
-	require.NoError(t, err)
-	assert.Equal(t, http.StatusUnauthorized, resp.StatusCode)
-	assert.Equal(t, 2, n)
+	assert.Equal(t, http.StatusOK, resp.StatusCode)
 }
 
-// refusedOnce returns a source with two tokens, and a Base that answers the
-// first with a 401 that has body, and the second with 200.
-func refusedOnce(body io.ReadCloser) (*otherSource, roundTripper) {
-	source := &otherSource{tokens: []string{"one", "two", "three"}}
-	return source, func(r *http.Request) (*http.Response, error) {
-		if r.Header.Get("Authorization") == "Bearer one" {
-			if r.Body != nil {
-				r.Body.Close()
-			}
-			return &http.Response{Status: "401 No", StatusCode: 401, Header: http.Header{"X": {"y"}}, ContentLength: 1000, Uncompressed: true, Body: body, Request: r}, nil
-		}
-		return new(sink).RoundTrip(r)
-	}
-}
-
-// order is a Body, and a source, that say what was called when.
-type order struct {
-	*otherSource
-	io.Reader
-	calls []string
-}
-
-func (o *order) Close() error { o.calls = append(o.calls, "close"); return nil }
-
-func (o *order) TokenContext(ctx context.Context) (*oauth2.Token, error) {
-	o.calls = append(o.calls, "token")
-	return o.otherSource.TokenContext(ctx)
-}
-
-func (o *order) Invalidate(accessToken string) {
-	o.calls = append(o.calls, "invalidate")
-	o.otherSource.Invalidate(accessToken)
-}
-
-func Test401IsClosedBeforeATokenIsAskedFor(t *testing.T) {
-	t.Parallel()
-	o := &order{Reader: strings.NewReader("refused")}
-	source, base := refusedOnce(o)
-	o.otherSource = source
-	resp, err := roundTrip(t, &Transport{Source: o, Base: base}, DefaultBaseURL)
-	require.NoError(t, err)
-	assert.Equal(t, 200, resp.StatusCode)
-	assert.Equal(t, []string{"token", "invalidate", "close", "token"}, o.calls)
-}
-
-// silentBody is a Body that has text, and then nothing until it is closed, or for ever.
+// silentBody has text, and then nothing until it is closed, when Read returns err.
 type silentBody struct {
 	io.Reader
 	closed  chan struct{}
-	deaf    bool // Close does not end Read
-	hanging bool // Close does not return
+	closing sync.Once
 }
 
-func newSilentBody(text string) *silentBody {
+func newSilentBody(text string, err error) *silentBody {
 	s := &silentBody{closed: make(chan struct{})}
-	s.Reader = io.MultiReader(strings.NewReader(text), readerFunc(func(p []byte) (int, error) {
+	s.Reader = io.MultiReader(strings.NewReader(text), readerFunc(func([]byte) (int, error) {
 		<-s.closed
-		if s.deaf {
-			select {}
-		}
-		return copy(p, "late"), nil
+		return 0, err
 	}))
 	return s
 }
 
-func (s *silentBody) Close() error {
-	close(s.closed)
-	if s.hanging {
-		select {}
-	}
-	return nil
-}
+func (s *silentBody) Close() error { s.closing.Do(func() { close(s.closed) }); return nil }
 
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-func Test401ThatFallsSilentIsWaitedForAQuarterOfASecond(t *testing.T) {
-	t.Parallel()
-	// Not a bubble's goroutines, which would have to end: Read hangs for ever.
-	for _, c := range []struct {
-		name          string
-		deaf, hanging bool
-		most          time.Duration
-	}{
-		{"Close ends Read", false, false, 250 * time.Millisecond},
-		{"Close does not end Read", true, false, 250 * time.Millisecond},
-		{"Close hangs", true, true, 500 * time.Millisecond},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			refused := newSilentBody("what I have")
-			refused.deaf, refused.hanging = c.deaf, c.hanging
-			source, base := refusedOnce(refused)
-			began := time.Now()
-			resp, err := roundTrip(t, &Transport{Source: source, Base: base}, DefaultBaseURL)
-			require.NoError(t, err)
-			assert.Equal(t, 200, resp.StatusCode)
-			assert.GreaterOrEqual(t, time.Since(began), c.most)
-			assert.Less(t, time.Since(began), c.most+5*time.Second, "a bound that a slow machine keeps")
-		})
-	}
-}
-
-func Test401ThatTricklesIsBoundByTheSameTime(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var n atomic.Int64
-		trickle := &body{Reader: readerFunc(func(p []byte) (int, error) {
-			time.Sleep(100 * time.Millisecond)
-			n.Add(1)
-			return copy(p, "."), nil
-		})}
-		source, base := refusedOnce(trickle)
-		source.tokens = []string{"one", "one", "one"} // so that the 401 is returned
-		began := time.Now()
-		resp, err := roundTrip(t, &Transport{Source: source, Base: base}, DefaultBaseURL)
-		require.NoError(t, err)
-		assert.Equal(t, 250*time.Millisecond, time.Since(began))
-		text, err := io.ReadAll(resp.Body)
-		assert.Equal(t, "..", string(text))
-		assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		assert.NoError(t, resp.Body.Close())
-		time.Sleep(time.Second)
-		assert.EqualValues(t, 3, n.Load(), "reading ends soon after Close")
-		assert.EqualValues(t, 1, trickle.closed.Load())
-	})
-}
-
-// panickingBody is a Body whose Read or Close panics.
-type panickingBody struct {
-	io.Reader
-	close bool
-}
-
-func (p panickingBody) Close() error {
-	if p.close {
-		panic("Close")
-	}
-	return nil
-}
-
 func Test401IsReturnedWithWhatWasReadOfIt(t *testing.T) {
 	t.Parallel()
-	why := errors.New("connection reset")
-	full := strings.Repeat("x", maxRefusal)
+	full := strings.Repeat("x", maxRefusalBody)
 	for _, c := range []struct {
 		name string
-		body io.ReadCloser
+		body func() io.Reader
 		want string
 		err  error
+		time time.Duration
 	}{
-		{"all of it", &body{Reader: strings.NewReader("no")}, "no", nil},
-		{"byte by byte", &body{Reader: iotest.OneByteReader(strings.NewReader("no"))}, "no", nil},
-		{"the end with the last bytes", &body{Reader: iotest.DataErrReader(strings.NewReader("no"))}, "no", nil},
-		{"nothing", http.NoBody, "", nil},
-		{"64 KiB", &body{Reader: strings.NewReader(full)}, full, nil},
-		{"64 KiB and the end with the last bytes", &body{Reader: iotest.DataErrReader(strings.NewReader(full))}, full, nil},
-		{"more than 64 KiB", &body{Reader: strings.NewReader(full + "x")}, full, io.ErrUnexpectedEOF},
-		{"no end", &body{Reader: readerFunc(func(p []byte) (int, error) { return copy(p, full), nil })}, full, io.ErrUnexpectedEOF},
-		{"12 bytes, then silence", newSilentBody("twelve bytes"), "twelve bytes", io.ErrUnexpectedEOF},
-		{"an error of its own", &body{Reader: io.MultiReader(strings.NewReader("no"), iotest.ErrReader(why))}, "no", why},
-		{"a Read that panics", panickingBody{Reader: io.MultiReader(strings.NewReader("no"), readerFunc(func([]byte) (int, error) { panic("Read") }))}, "no", io.ErrUnexpectedEOF},
-		{"a Read that ends its goroutine", panickingBody{Reader: readerFunc(func([]byte) (int, error) { runtime.Goexit(); return 0, nil })}, "", io.ErrUnexpectedEOF},
-		{"a Close that panics", panickingBody{strings.NewReader("no"), true}, "no", nil},
+		{"all of it", func() io.Reader { return strings.NewReader("no") }, "no", nil, 0},
+		{"byte by byte", func() io.Reader { return iotest.OneByteReader(strings.NewReader("no")) }, "no", nil, 0},
+		{"the end with the last bytes", func() io.Reader { return iotest.DataErrReader(strings.NewReader("no")) }, "no", nil, 0},
+		{"nothing", func() io.Reader { return http.NoBody }, "", nil, 0},
+		{"64 KiB", func() io.Reader { return strings.NewReader(full) }, full, nil, 0},
+		{"more than 64 KiB", func() io.Reader { return strings.NewReader(full + "x") }, full, io.ErrUnexpectedEOF, 0},
+		{"no end", func() io.Reader { return readerFunc(func(p []byte) (int, error) { return copy(p, full), nil }) }, full, io.ErrUnexpectedEOF, 0},
+		{"an error", func() io.Reader {
+			return io.MultiReader(strings.NewReader("no"), iotest.ErrReader(errors.New("reset")))
+		}, "no", io.ErrUnexpectedEOF, 0},
+		{"12 bytes, then silence", func() io.Reader { return newSilentBody("twelve bytes", http.ErrBodyReadAfterClose) }, "twelve bytes", io.ErrUnexpectedEOF, maxRefusalTime},
+		{"a server that ends the body when the client closes it", func() io.Reader { return newSilentBody("twelve bytes", io.EOF) }, "twelve bytes", io.ErrUnexpectedEOF, maxRefusalTime},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			source, base := refusedOnce(c.body)
-			source.tokens = []string{"one", "one", "one"}
-			resp, err := roundTrip(t, &Transport{Source: source, Base: base}, DefaultBaseURL)
-			require.NoError(t, err)
-			if b, ok := c.body.(*body); ok {
-				assert.EqualValues(t, 1, b.closed.Load())
-			}
-			text, err := io.ReadAll(resp.Body)
-			assert.True(t, c.want == string(text), "%d bytes", len(text))
-			assert.Equal(t, c.err, err)
-			assert.NoError(t, resp.Body.Close())
-			assert.Equal(t, []string{"one"}, source.invalidated)
+			synctest.Test(t, func(t *testing.T) {
+				text := c.body()
+				refused, ok := text.(io.ReadCloser)
+				if !ok {
+					refused = &body{Reader: text}
+				}
+				source := newOtherSource("one", "one") // Invalidate leads to the same token
+				began := time.Now()
+				resp, err := roundTrip(t, &Transport{Source: source, Base: refusing(refused)}, DefaultBaseURL)
+				require.NoError(t, err)
+				assert.Equal(t, c.time, time.Since(began))
+				if b, ok := refused.(*body); ok {
+					assert.EqualValues(t, 1, b.closed.Load())
+				}
+				got, err := io.ReadAll(resp.Body)
+				assert.True(t, c.want == string(got), "%d bytes", len(got))
+				assert.Equal(t, c.err, err)
+				assert.NoError(t, resp.Body.Close())
 
-			resp.Body, resp.Request = nil, nil
-			assert.Equal(t, &http.Response{Status: "401 No", StatusCode: 401, Header: http.Header{"X": {"y"}}, ContentLength: 1000, Uncompressed: true}, resp,
-				"the rest is as it was received")
+				resp.Body, resp.Request = nil, nil
+				assert.Equal(t, &http.Response{Status: "401 No", StatusCode: 401, Header: http.Header{"X": {"y"}}, ContentLength: 1000, Uncompressed: true}, resp,
+					"the rest is as it was received")
+			})
 		})
 	}
 }
 
-func TestTrailerOfA401IsKept(t *testing.T) {
+func Test401IsReturnedUntouched(t *testing.T) {
 	t.Parallel()
-	api := answering(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Trailer", "X-Checksum")
-		w.WriteHeader(http.StatusUnauthorized)
-		_, _ = io.WriteString(w, "no")
-		w.Header().Set("X-Checksum", "sum")
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		refused := readerFunc(func([]byte) (int, error) { panic("the body is read") })
+		base := roundTripper(func(r *http.Request) (*http.Response, error) {
+			resp := empty(r, http.StatusUnauthorized)
+			resp.Body = &body{Reader: refused}
+			return resp, nil
+		})
+		s := startingWith(t, server, "x")
+		s.Invalidate("x")
+		tr := &Transport{Source: s, Base: base}
+		for range 5 { // within the second after the invalidation
+			resp, err := roundTrip(t, tr, server.URL)
+			require.NoError(t, err)
+			assert.Zero(t, resp.Body.(*body).closed.Load(), "Invalidate left the same token in place")
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.Len(t, server.TokenRequests(), 1)
+
+		time.Sleep(time.Minute)
+		req, err := http.NewRequest(http.MethodPost, server.URL, io.MultiReader(strings.NewReader("x")))
+		require.NoError(t, err)
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		assert.Zero(t, resp.Body.(*body).closed.Load(), "the request cannot be sent again")
+		assert.EqualValues(t, 2, s.Stats().Invalidated)
 	})
-	resp, err := roundTrip(t, &Transport{Source: static, Hosts: []string{strings.TrimPrefix(api.URL, "http://")}}, api.URL)
-	require.NoError(t, err)
-	assert.Equal(t, "no", readAll(t, resp))
-	assert.Equal(t, http.Header{"X-Checksum": {"sum"}}, resp.Trailer)
 }
 
-func Test401ToARequestThatCannotBeSentAgainIsNotRead(t *testing.T) {
-	t.Parallel()
-	refused := &body{Reader: strings.NewReader(strings.Repeat("x", 2*maxRefusal))}
-	source, base := refusedOnce(refused)
-	req, err := http.NewRequest(http.MethodPost, DefaultBaseURL, io.MultiReader(strings.NewReader("x")))
-	require.NoError(t, err)
-	resp, err := (&Transport{Source: source, Base: base}).RoundTrip(req)
-	require.NoError(t, err)
-	assert.Same(t, refused, resp.Body)
-	assert.Len(t, readAll(t, resp), 2*maxRefusal)
-	assert.Equal(t, []string{"one"}, source.invalidated)
-}
-
-// The one connection of the client that makes both kinds of requests is free
-// when the token request needs it.
+// The client that makes both kinds of requests has one connection, which is free
+// when the token request needs it. A body that does not end is read for 64 KiB or
+// 250 ms: closing it makes Read return.
 func TestOneConnectionForBothKindsOfRequests(t *testing.T) {
 	t.Parallel()
-	for name, refuse := range map[string]http.HandlerFunc{
-		"a short body": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "refused", http.StatusUnauthorized) },
-		"a long one": func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, strings.Repeat("x", 1<<20), http.StatusUnauthorized)
-		},
-		"one that falls silent": func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "1000")
-			w.WriteHeader(http.StatusUnauthorized)
-			_, _ = io.WriteString(w, "twelve bytes")
-			_ = http.NewResponseController(w).Flush()
-			<-r.Context().Done()
-		},
+	long := strings.Repeat("x", 1<<20)
+	compressed := new(strings.Builder)
+	zip := gzip.NewWriter(compressed)
+	_, _ = io.WriteString(zip, "refused")
+	_ = zip.Flush()
+	for _, c := range []struct {
+		name     string
+		sent     string
+		encoding string
+		silent   bool   // after sent
+		read     string // of what was sent
+	}{
+		{"a short body", "refused", "", false, "refused"},
+		{"a long body", long, "", false, long[:maxRefusalBody]},
+		{"a silent body", "refused", "", true, "refused"},
+		{"a silent compressed body", compressed.String(), "gzip", true, "refused"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := onLoopback(t)
-			api := answering(t, func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/ping" && !server.Alive(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")) {
-					refuse(w, r)
-					return
-				}
-				server.ServeHTTP(w, r)
-			})
-			base := &http.Transport{MaxConnsPerHost: 1}
-			t.Cleanup(base.CloseIdleConnections)
-			s := sourceOf(t, server, WithBaseURL(api.URL), WithHTTPClient(&http.Client{Transport: base}), WithTimeout(5*time.Second))
-			server.Revoke(token(t, s).AccessToken)
-			var all sync.WaitGroup
-			for range 4 {
-				all.Go(func() {
-					resp, err := s.Client().Get(api.URL + "/ping")
-					if assert.NoError(t, err) {
-						assert.Equal(t, http.StatusOK, resp.StatusCode)
-						readAll(t, resp)
+		for _, protocol := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, HTTP/%d", c.name, protocol), func(t *testing.T) {
+				t.Parallel()
+				server := onLoopback(t)
+				api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path != "/ping" || alive(server, r) {
+						server.ServeHTTP(w, r)
+						return
 					}
-				})
-			}
-			all.Wait()
-			assert.Len(t, server.TokenRequests(), 2)
-		})
+					w.Header().Set("Content-Encoding", c.encoding)
+					w.WriteHeader(http.StatusUnauthorized)
+					_, _ = io.WriteString(w, c.sent)
+					if c.silent {
+						_ = http.NewResponseController(w).Flush()
+						<-r.Context().Done()
+					}
+				}))
+				api.EnableHTTP2 = protocol == 2
+				api.StartTLS()
+				t.Cleanup(api.Close)
+				api.Client().Transport.(*http.Transport).MaxConnsPerHost = 1
+				newSource := func() *TokenSource {
+					return startingWith(t, server, "refused", WithBaseURL(api.URL), WithHTTPClient(api.Client()))
+				}
+
+				s := newSource()
+				var all sync.WaitGroup
+				for range 2 {
+					all.Go(func() {
+						resp, err := s.Client().Get(api.URL + "/ping")
+						if assert.NoError(t, err) {
+							assert.Equal(t, http.StatusOK, resp.StatusCode)
+							assert.Equal(t, protocol, resp.ProtoMajor)
+							readAll(t, resp)
+						}
+					})
+				}
+				all.Wait()
+				assert.Len(t, server.TokenRequests(), 1)
+
+				server.SetAnswer(&moovtest.Answer{Status: 404})
+				resp, err := newSource().Client().Get(api.URL + "/ping")
+				require.NoError(t, err)
+				defer resp.Body.Close()
+				assert.Equal(t, http.StatusUnauthorized, resp.StatusCode, "there is no other token after all")
+				got, err := io.ReadAll(resp.Body)
+				assert.True(t, c.read == string(got), "%d bytes", len(got))
+				if c.silent || len(c.read) < len(c.sent) {
+					assert.Equal(t, io.ErrUnexpectedEOF, err)
+				} else {
+					assert.NoError(t, err)
+				}
+			})
+		}
 	}
 }
 
 // A body is closed once, whatever happens, and the replay's is another one.
 func TestRequestBodiesAreClosedOnce(t *testing.T) {
 	t.Parallel()
-	closing := func(resp *http.Response, err error) roundTripper {
-		return func(r *http.Request) (*http.Response, error) {
-			r.Body.Close()
-			return resp, err
-		}
-	}
-	_, refusing := refusedOnce(http.NoBody)
+	failing := roundTripper(func(r *http.Request) (*http.Response, error) {
+		r.Body.Close()
+		return nil, errors.New("no route")
+	})
 	for name, tr := range map[string]*Transport{
-		"sent":              {Base: new(sink)},
-		"with a token":      {Base: new(sink), Source: static},
-		"sent again":        {Base: refusing, Source: &otherSource{tokens: []string{"one", "two", "three"}}},
-		"the same token":    {Base: refusing, Source: &otherSource{tokens: []string{"one", "one", "one"}}},
-		"no token":          {Base: new(sink), Source: failing{nil, errors.New("none")}},
-		"a wrong field":     {Base: new(sink), Version: "2024"},
-		"another host":      {Base: new(sink), Source: static, Hosts: []string{"example.com"}},
-		"an error of Base":  {Base: closing(nil, errors.New("no route")), Source: static},
-		"nothing from Base": {Base: closing(nil, nil), Source: static},
-		"a source that panics": {Base: new(sink), Source: sourceFunc(func() (*oauth2.Token, error) {
-			panic("no token")
-		})},
+		"sent":             {Base: new(sink)},
+		"with a token":     {Base: new(sink), Source: static},
+		"sent again":       {Base: refusing(http.NoBody), Source: newOtherSource("one", "two")},
+		"the same token":   {Base: refusing(http.NoBody), Source: newOtherSource("one", "one")},
+		"no token":         {Base: new(sink), Source: sourceFunc(func() (*oauth2.Token, error) { return nil, errors.New("none") })},
+		"a wrong field":    {Base: new(sink), Version: "2024"},
+		"another host":     {Base: new(sink), Source: static, Hosts: []string{"example.com"}},
+		"an error of Base": {Base: failing, Source: static},
 	} {
 		t.Run(name, func(t *testing.T) {
 			first, second := &body{Reader: strings.NewReader("x")}, &body{Reader: strings.NewReader("x")}
@@ -852,10 +835,7 @@ func TestRequestBodiesAreClosedOnce(t *testing.T) {
 			require.NoError(t, err)
 			made := 0
 			req.GetBody = func() (io.ReadCloser, error) { made++; return second, nil }
-			func() {
-				defer func() { _ = recover() }()
-				_, _ = tr.RoundTrip(req)
-			}()
+			_, _ = tr.RoundTrip(req)
 			assert.EqualValues(t, 1, first.closed.Load())
 			assert.EqualValues(t, made, second.closed.Load())
 			assert.Same(t, first, req.Body)
@@ -863,427 +843,277 @@ func TestRequestBodiesAreClosedOnce(t *testing.T) {
 	}
 }
 
-type sourceFunc func() (*oauth2.Token, error)
-
-func (f sourceFunc) Token() (*oauth2.Token, error) { return f() }
-
-func TestReplayHasNoBodyIfTheRequestHadNone(t *testing.T) {
+// The figures are those of Invalidate's pauses: 1 s, doubling to 30 s.
+func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
 	t.Parallel()
-	for _, none := range []io.ReadCloser{nil, http.NoBody} {
-		var bodies []io.ReadCloser
-		source, answer := refusedOnce(http.NoBody)
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
 		base := roundTripper(func(r *http.Request) (*http.Response, error) {
-			bodies = append(bodies, r.Body)
-			return answer(r)
-		})
-		req, err := http.NewRequest(http.MethodGet, DefaultBaseURL, nil)
-		require.NoError(t, err)
-		req.Body = none
-		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("left over")), nil }
-		_, err = (&Transport{Source: source, Base: base}).RoundTrip(req)
-		require.NoError(t, err)
-		assert.Equal(t, []io.ReadCloser{none, none}, bodies)
-	}
-}
-
-func TestHeaderNamesAreComparedWithoutCase(t *testing.T) {
-	t.Parallel()
-	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}))
-	require.NoError(t, err)
-	for _, c := range []struct {
-		name      string
-		transport *Transport
-		target    string
-		redirect  bool
-		want      string // the only Authorization
-	}{
-		{"with a token", &Transport{Source: s}, DefaultBaseURL, false, "Bearer x"},
-		{"redirect on the same host", &Transport{Source: s}, DefaultBaseURL, true, "Bearer x"},
-		{"redirect elsewhere", &Transport{Source: s}, "https://sub.api.moov.io", true, ""},
-		{"redirect to http", &Transport{Source: s}, "http://api.moov.io", true, ""},
-		{"to the token endpoint", &Transport{Source: s}, DefaultBaseURL + tokenPath, false, "Basic of-the-caller"},
-		{"without a source", &Transport{}, DefaultBaseURL, false, "Basic of-the-caller"},
-	} {
-		for _, spelling := range []func(string) string{strings.ToLower, strings.ToUpper, func(s string) string { return s[:3] + strings.ToUpper(s[3:]) }} {
-			base := new(sink)
-			c.transport.Base = base
-			req, err := http.NewRequest(http.MethodGet, c.target, nil)
-			require.NoError(t, err)
-			req.Header[spelling("Authorization")] = []string{"Basic of-the-caller"}
-			req.Header[spelling(VersionHeader)] = []string{"v2025.01.00"}
-			if c.redirect {
-				req.Response = new(http.Response)
-			}
-			before := req.Clone(t.Context())
-			_, err = c.transport.RoundTrip(req)
-			require.NoError(t, err)
-			assert.Equal(t, before.Header, req.Header)
-			var authorizations, versions []string
-			for name, values := range base.last.Header {
-				if http.CanonicalHeaderKey(name) == "Authorization" {
-					authorizations = append(authorizations, values...)
-				}
-				if http.CanonicalHeaderKey(name) == VersionHeader {
-					versions = append(versions, values...)
-				}
-			}
-			assert.Equal(t, c.want, strings.Join(authorizations, ", "), c.name)
-			assert.Equal(t, []string{"v2025.01.00"}, versions, c.name)
-		}
-	}
-}
-
-// A header that shares its length with one of ours is not one of ours.
-func TestOtherHeadersAreSentAsTheyAre(t *testing.T) {
-	t.Parallel()
-	base := new(sink)
-	req, err := http.NewRequest(http.MethodGet, DefaultBaseURL, nil)
-	require.NoError(t, err)
-	for n := range 20 { // more than there is room for
-		req.Header.Set(fmt.Sprintf("X-Header-Nr-%02d", n), strconv.Itoa(n))
-	}
-	req.Header["Authorizatiom"] = []string{"a", "b"}
-	req.Header["x-moov-versioN"] = nil // net/http's way to leave a header out
-	_, err = (&Transport{Source: static, Base: base}).RoundTrip(req)
-	require.NoError(t, err)
-	want := req.Header.Clone()
-	want.Set("Authorization", "Bearer static")
-	want["x-moov-versioN"] = []string{}
-	assert.Equal(t, want, base.last.Header)
-}
-
-func TestBaseThatReturnsNothing(t *testing.T) {
-	t.Parallel()
-	base := roundTripper(func(*http.Request) (*http.Response, error) { return nil, nil })
-	_, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
-	assert.EqualError(t, err, "moovauth: Transport.Base, a moovauth.roundTripper, returned neither a response nor an error")
-	_, err = roundTrip(t, &Transport{Base: base}, DefaultBaseURL)
-	assert.ErrorContains(t, err, "Transport.Base")
-
-	source, answer := refusedOnce(http.NoBody)
-	_, err = roundTrip(t, &Transport{Source: source, Base: roundTripper(func(r *http.Request) (*http.Response, error) {
-		if resp, _ := answer(r); resp.StatusCode == 401 {
+			resp := empty(r, http.StatusUnauthorized)
+			resp.Body = io.NopCloser(strings.NewReader("no"))
 			return resp, nil
+		})
+		tr := &Transport{Source: sourceOf(t, server), Base: base}
+		for range 100 { // for ten seconds
+			resp, err := roundTrip(t, tr, server.URL)
+			require.NoError(t, err)
+			assert.Equal(t, 401, resp.StatusCode)
+			assert.Equal(t, "no", readAll(t, resp))
+			time.Sleep(100 * time.Millisecond)
 		}
-		return nil, nil
-	})}, DefaultBaseURL)
-	assert.ErrorContains(t, err, "Transport.Base", "the replay's too")
+		assert.Len(t, server.TokenRequests(), 5, "at 0, 0, 1, 3 and 7 s")
+	})
 }
 
-func TestRequestWithoutAURL(t *testing.T) {
+// One endpoint answers 401 to every token, and is called once a second. The other
+// one is healthy, and is called five times a second.
+func TestEndpointThatAnswers401DoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
-	sent := &body{Reader: strings.NewReader("x")}
-	for _, tr := range []*Transport{{Base: new(sink)}, {Base: new(sink), Source: static}} {
-		_, err := tr.RoundTrip(&http.Request{Body: sent})
-		assert.ErrorContains(t, err, "no URL")
-	}
-	assert.EqualValues(t, 2, sent.closed.Load())
-}
-
-// forwarding is a wrapper around a RoundTripper that is set later.
-type forwarding struct {
-	to    http.RoundTripper
-	count int
-}
-
-func (f *forwarding) RoundTrip(r *http.Request) (*http.Response, error) {
-	f.count++
-	return f.to.RoundTrip(r.Clone(context.WithValue(r.Context(), f, f.count)))
-}
-
-func (f *forwarding) CloseIdleConnections() {
-	if to, ok := f.to.(interface{ CloseIdleConnections() }); ok {
-		to.CloseIdleConnections()
-	}
-}
-
-func TestBaseThatLeadsBackToTheTransport(t *testing.T) {
-	wrapper := new(forwarding)
-	for name, loop := range map[string]func() *Transport{
-		"itself": func() *Transport {
-			tr := &Transport{Source: static}
-			tr.Base = tr
-			return tr
-		},
-		"http.DefaultTransport": func() *Transport {
-			tr := new(Transport)
-			before := http.DefaultTransport
-			t.Cleanup(func() { http.DefaultTransport = before })
-			http.DefaultTransport = tr
-			return tr
-		},
-		"two": func() *Transport {
-			one, two := &Transport{Source: static}, new(Transport)
-			one.Base, two.Base = two, one
-			return one
-		},
-		"a wrapper in between": func() *Transport {
-			tr := &Transport{Source: static, Base: wrapper}
-			wrapper.to = tr
-			return tr
-		},
-		"oauth2.Transport in between": func() *Transport {
-			tr := new(Transport)
-			tr.Base = &oauth2.Transport{Source: static, Base: tr}
-			return tr
-		},
-		"a wrapper that changes the URL each time": func() *Transport {
-			tr := new(Transport)
-			tr.Base = roundTripper(func(r *http.Request) (*http.Response, error) {
-				r = r.Clone(r.Context())
-				r.URL.Path += "x"
-				return tr.RoundTrip(r)
-			})
-			return tr
-		},
+	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	for name, outage := range map[string]*moovtest.Answer{
+		"the token endpoint works":       nil,
+		"the token endpoint answers 503": {Status: http.StatusServiceUnavailable},
+		"the token endpoint is silent":   {Handler: silent},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tr := loop()
-			client := &http.Client{Transport: tr}
-			sent := &body{Reader: strings.NewReader("x")}
-			for range 2 {
-				_, err := client.Post(DefaultBaseURL, "text/plain", sent)
-				require.ErrorContains(t, err, "Transport.Base (http.DefaultTransport if it is nil) leads back")
+			t.Parallel()
+			if testing.Short() && outage != nil && outage.Handler != nil {
+				t.Skip("the other outage will do")
 			}
-			assert.EqualValues(t, 2, sent.closed.Load())
-			client.CloseIdleConnections()
+			synctest.Test(t, func(t *testing.T) {
+				server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
+				server.Handle("GET /refusing", pingScope, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.WriteHeader(http.StatusUnauthorized)
+				}))
+				client := sourceOf(t, server).Client()
+				began := time.Now()
+				at := func(d time.Duration) { time.Sleep(time.Until(began.Add(d))) }
+				waits := 0 // after the first minute
+				var all sync.WaitGroup
+				all.Go(func() {
+					for n := range 600 {
+						at(time.Duration(n) * time.Second)
+						assert.Equal(t, http.StatusUnauthorized, get(t, client, server.URL+"/refusing"))
+					}
+				})
+				all.Go(func() {
+					for n := range 3000 {
+						at(time.Duration(n) * time.Second / 5)
+						start := time.Now()
+						assert.Equal(t, http.StatusOK, get(t, client, server.URL+"/ping"))
+						if time.Since(start) > 0 && start.Sub(began) >= time.Minute {
+							waits++
+						}
+					}
+				})
+				at(2 * time.Minute)
+				server.SetAnswer(outage)
+				at(8 * time.Minute)
+				server.SetAnswer(nil)
+				all.Wait()
+
+				if outage != nil {
+					return
+				}
+				requests := server.TokenRequests()
+				after := 0
+				for i := range requests[1:] {
+					if sent := requests[i+1].Time; sent.Sub(requests[0].Time) >= time.Minute {
+						after++
+						assert.GreaterOrEqual(t, sent.Sub(requests[i].Time), 30*time.Second)
+					}
+				}
+				assert.LessOrEqual(t, after, 18, "of nine minutes")
+				assert.LessOrEqual(t, waits, after)
+			})
 		})
 	}
-	assert.Equal(t, 2, wrapper.count, "once in each request: a wrapper may try again what fails")
 }
 
-func TestTransportsMayBeWithinEachOther(t *testing.T) {
+func TestSuspendedAccountDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
-	base := new(sink)
-	inner := &Transport{Source: static, Base: base, Version: "v2025.01.00"}
-	outer := &Transport{Source: failing{&oauth2.Token{AccessToken: "outer"}, nil}, Base: &forwarding{to: inner}, Version: "v2026.01.00"}
-	for range 2 {
-		_, err := roundTrip(t, outer, DefaultBaseURL)
-		require.NoError(t, err)
-		assert.Equal(t, []string{"Bearer static"}, base.last.Header["Authorization"], "the inner one's")
-		assert.Equal(t, []string{"v2026.01.00"}, base.last.Header[VersionHeader], "the outer one's, which the inner takes for the caller's")
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		server.Handle("GET /accounts/{id}", "/accounts/{id}.read", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.PathValue("id") == "a3" {
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		}))
+		var scopes []string
+		for n := range 10 {
+			scopes = append(scopes, fmt.Sprintf("/accounts/a%d.read", n))
+		}
+		client := sourceOf(t, server, WithScopes(scopes...)).Client()
+		statuses := make(map[int]int)
+		for range 60 {
+			for n := range 10 {
+				statuses[get(t, client, fmt.Sprintf("%s/accounts/a%d", server.URL, n))]++
+			}
+			time.Sleep(time.Second)
+		}
+		assert.Equal(t, map[int]int{200: 540, 401: 60}, statuses)
+		assert.Len(t, server.TokenRequests(), 7, "at 0, 0, 1, 3, 7, 15 and 31 s")
+	})
+}
+
+// Mocks, and some servers, hand out the same text until it expires, or for ever.
+func TestServerThatAlwaysHandsOutTheSameToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		server.SetAnswer(&moovtest.Answer{Body: `{"access_token":"constant","token_type":"bearer","expires_in":900}`})
+		s := sourceOf(t, server)
+		refuse := false
+		base := roundTripper(func(r *http.Request) (*http.Response, error) {
+			assert.Equal(t, "Bearer constant", r.Header.Get("Authorization"))
+			if refuse {
+				return empty(r, http.StatusUnauthorized), nil
+			}
+			return empty(r, http.StatusOK), nil
+		})
+		client := &http.Client{Transport: &Transport{Source: s, Base: base}}
+		refused := 0
+		for n := range 720 { // for an hour
+			refuse = n == 100 // without a reason
+			if get(t, client, server.URL) != http.StatusOK {
+				refused++
+			}
+			if n == 360 {
+				require.NoError(t, s.Revoke(t.Context()))
+			}
+			time.Sleep(5 * time.Second)
+		}
+		assert.Equal(t, 1, refused)
+		assert.LessOrEqual(t, len(server.TokenRequests()), 8, "the first, after the 401, after Revoke, and one in at least 12 minutes")
+	})
+}
+
+func TestSourceThatHasNoToken(t *testing.T) {
+	t.Parallel()
+	for want, source := range map[string]sourceFunc{
+		"no token today":                func() (*oauth2.Token, error) { return nil, errors.New("no token today") },
+		"no access token, and no error": func() (*oauth2.Token, error) { return nil, nil },
+		"no access token":               func() (*oauth2.Token, error) { return new(oauth2.Token), nil },
+	} {
+		base := new(sink)
+		_, err := roundTrip(t, &Transport{Source: source, Base: base}, DefaultBaseURL)
+		assert.ErrorContains(t, err, want)
+		assert.Nil(t, base.last)
 	}
 }
 
-// A Base may fetch something first, with the request's context and by the same
-// client.
-func TestBaseMayMakeRequestsOfItsOwn(t *testing.T) {
+func TestErrorsOfBaseAreReturned(t *testing.T) {
 	t.Parallel()
-	last := new(sink)
-	tr := &Transport{Source: static}
-	tr.Base = roundTripper(func(r *http.Request) (*http.Response, error) {
-		if r.URL.Path != "/csrf" {
-			first, err := http.NewRequestWithContext(r.Context(), http.MethodGet, DefaultBaseURL+"/csrf", nil)
-			if err != nil {
-				return nil, err
-			}
-			if _, err := tr.RoundTrip(first); err != nil {
-				return nil, err
-			}
-		}
-		return last.RoundTrip(r)
-	})
-	_, err := roundTrip(t, tr, DefaultBaseURL+"/ping")
-	require.NoError(t, err)
-	assert.Equal(t, "/ping", last.last.URL.Path)
+	why := errors.New("no route")
+	base := roundTripper(func(*http.Request) (*http.Response, error) { return nil, why })
+	_, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
+	assert.Equal(t, why, err)
+
+	base = func(*http.Request) (*http.Response, error) { return nil, nil }
+	_, err = (&http.Client{Transport: &Transport{Source: static, Base: base}}).Get(DefaultBaseURL)
+	assert.ErrorContains(t, err, "nil *Response", "which is for net/http to say")
 }
 
-func TestContextOfASentRequestIsTheCallers(t *testing.T) {
+type idler struct {
+	sink
+	closed int
+}
+
+func (i *idler) CloseIdleConnections() { i.closed++ }
+
+func TestCloseIdleConnectionsReachesBase(t *testing.T) {
 	t.Parallel()
-	type key struct{}
-	ctx, cancel := context.WithCancelCause(context.WithValue(t.Context(), key{}, "x"))
-	base := new(sink)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, DefaultBaseURL, nil)
-	require.NoError(t, err)
-	_, err = (&Transport{Source: static, Base: base}).RoundTrip(req)
-	require.NoError(t, err)
-	sent := base.last.Context()
-	assert.Equal(t, "x", sent.Value(key{}))
-	assert.NotContains(t, fmt.Sprintf("%v %+v %#v", sent, sent, sent), "Bearer static")
-	cancel(errors.New("why"))
-	assert.EqualError(t, context.Cause(sent), "why")
-	child, stop := context.WithCancel(sent)
-	defer stop()
-	assert.ErrorIs(t, child.Err(), context.Canceled)
+	base := new(idler)
+	client := &http.Client{Transport: &Transport{Base: base}}
+	client.CloseIdleConnections()
+	client.CloseIdleConnections()
+	assert.Equal(t, 2, base.closed)
+	(&http.Client{Transport: &Transport{Base: new(sink)}}).CloseIdleConnections() // which has no such method
 }
 
 // url.Error's Timeout is how net/http tells a deadline from other failures.
 func TestTimeoutWhileATokenIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	slow := moovtest.WithLatency(10 * time.Second)
 	for _, c := range []struct {
-		name string
-		call func(t *testing.T) error
-		want bool
+		name    string
+		cause   error         // of the request's deadline
+		request time.Duration // until the request's deadline
+		cancel  time.Duration // until the request is cancelled
+		client  time.Duration // http.Client.Timeout
+		source  time.Duration // WithTimeout
+		refused bool
+		want    bool
 	}{
-		{"the request's deadline", func(t *testing.T) error {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			server := inMemory(t, slow)
-			return getWith(ctx, sourceOf(t, server).Client(), server.URL+"/ping")
-		}, true},
-		{"with a cause of its own", func(t *testing.T) error {
-			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("enough"))
-			defer cancel()
-			server := inMemory(t, slow)
-			return getWith(ctx, sourceOf(t, server).Client(), server.URL+"/ping")
-		}, true},
-		{"http.Client.Timeout", func(t *testing.T) error {
-			server := inMemory(t, slow)
-			client := sourceOf(t, server).Client()
-			client.Timeout = time.Second
-			return getWith(t.Context(), client, server.URL+"/ping")
-		}, true},
-		{"WithTimeout", func(t *testing.T) error {
-			server := inMemory(t, slow)
-			return getWith(t.Context(), sourceOf(t, server, WithTimeout(time.Second)).Client(), server.URL+"/ping")
-		}, true},
-		{"a source that does not say so", func(t *testing.T) error {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			source := sourceFunc(func() (*oauth2.Token, error) { time.Sleep(2 * time.Second); return nil, errors.New("none") })
-			return getWith(ctx, &http.Client{Transport: &Transport{Source: source}}, DefaultBaseURL)
-		}, true},
-		{"cancelled", func(t *testing.T) error {
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(time.Second, cancel)
-			server := inMemory(t, slow)
-			return getWith(ctx, sourceOf(t, server).Client(), server.URL+"/ping")
-		}, false},
-		{"refused", func(t *testing.T) error {
-			server := inMemory(t)
-			server.Enqueue(moovtest.Answer{Status: 401})
-			return getWith(t.Context(), sourceOf(t, server).Client(), server.URL+"/ping")
-		}, false},
+		{name: "the request's deadline", request: time.Second, want: true},
+		{name: "the request's deadline, with a cause", request: time.Second, cause: errors.New("enough"), want: true},
+		{name: "http.Client.Timeout", client: time.Second, want: true},
+		{name: "WithTimeout", source: time.Second, want: true},
+		{name: "the request is cancelled", cancel: time.Second},
+		{name: "the server refuses", refused: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				err := c.call(t)
+				server := inMemory(t, moovtest.WithLatency(10*time.Second))
+				opts := []Option{}
+				if c.source > 0 {
+					opts = append(opts, WithTimeout(c.source))
+				}
+				client := sourceOf(t, server, opts...).Client()
+				client.Timeout = c.client
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if c.request > 0 {
+					ctx, cancel = context.WithTimeoutCause(ctx, c.request, c.cause)
+					defer cancel()
+				}
+				if c.cancel > 0 {
+					time.AfterFunc(c.cancel, cancel)
+				}
+				if c.refused {
+					server.Enqueue(moovtest.Answer{Status: 401})
+				}
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/ping", nil)
+				require.NoError(t, err)
+				began := time.Now()
+				_, err = client.Do(req)
 				var wrapped *url.Error
 				require.ErrorAs(t, err, &wrapped)
 				assert.Equal(t, c.want, wrapped.Timeout(), "%v", err)
-				time.Sleep(time.Minute) // let the grant end
+				if !c.refused {
+					assert.LessOrEqual(t, time.Since(began), time.Second+grace)
+				}
+				time.Sleep(time.Minute) // until the grant has ended
 			})
 		})
 	}
 }
 
-func getWith(ctx context.Context, client *http.Client, target string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err == nil {
-		resp.Body.Close()
-	}
-	return err
-}
-
-// hidden is an error that only errors.Is looks into.
-type hidden struct {
-	error
-	in error
-}
-
-func (e hidden) Is(target error) bool { return target == e.in }
-
-// timeouter is an error with net.Error's methods.
-type timeouter struct {
-	error
-	timeout, temporary bool
-}
-
-func (e timeouter) Unwrap() error   { return e.error }
-func (e timeouter) Timeout() bool   { return e.timeout }
-func (e timeouter) Temporary() bool { return e.temporary }
-
+// A *url.Error asks the error that it wraps, and nothing deeper.
 func TestTimeoutAndTemporaryOfASourcesError(t *testing.T) {
 	t.Parallel()
-	plain := errors.New("none")
+	deadline := fmt.Errorf("no token: %w", context.DeadlineExceeded)
 	for _, c := range []struct {
 		name               string
 		err                error
 		timeout, temporary bool
 	}{
-		{"plain", plain, false, false},
-		{"a deadline", fmt.Errorf("no token: %w", context.DeadlineExceeded), true, true},
-		{"a deadline beside something else", fmt.Errorf("%w: %w", timeouter{plain, false, true}, context.DeadlineExceeded), true, true},
-		{"one that had something to mask", setOf("s3cr3t-key").Error("asking", fmt.Errorf("s3cr3t-key: %w", context.DeadlineExceeded)), true, false},
-		{"one that is hidden but for errors.Is", hidden{plain, context.DeadlineExceeded}, true, false},
+		{"plain", errors.New("none"), false, true},
+		{"a deadline", deadline, true, true},
 		{"a file's", os.ErrDeadlineExceeded, true, true},
-		{"within url.Error, deeper than it looks", &url.Error{Op: "Post", URL: "x", Err: fmt.Errorf("x: %w", context.DeadlineExceeded)}, true, false},
-		{"a cool-down that follows one", &CoolDownError{Err: fmt.Errorf("no token: %w", context.DeadlineExceeded)}, false, true},
-		{"a cool-down within another error", fmt.Errorf("x: %w", &CoolDownError{Err: &Error{StatusCode: 401}}), false, false},
+		{"a deadline in a url.Error", &url.Error{Op: "Post", URL: "x", Err: deadline}, true, true},
 		{"cancelled", context.Canceled, false, false},
+		{"a refusal", &Error{StatusCode: 401}, false, false},
+		{"an outage", &Error{StatusCode: 503}, false, true},
+		{"a cool-down after a deadline", &CoolDownError{Err: deadline}, false, true},
+		{"a cool-down after a refusal, in another error", fmt.Errorf("x: %w", &CoolDownError{Err: &Error{StatusCode: 401}}), false, false},
 	} {
-		_, err := (&http.Client{Transport: &Transport{Source: failing{nil, c.err}, Base: new(sink)}}).Get(DefaultBaseURL)
+		source := sourceFunc(func() (*oauth2.Token, error) { return nil, c.err })
+		_, err := (&http.Client{Transport: &Transport{Source: source, Base: new(sink)}}).Get(DefaultBaseURL)
 		var wrapped *url.Error
 		require.ErrorAs(t, err, &wrapped)
 		assert.Equal(t, c.timeout, wrapped.Timeout(), c.name)
 		assert.Equal(t, c.temporary, wrapped.Temporary(), c.name)
 		assert.ErrorIs(t, err, c.err)
 		assert.Equal(t, c.err.Error(), wrapped.Err.Error())
-	}
-}
-
-func TestRoundTripAllocatesNoMoreThanItHasTo(t *testing.T) {
-	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "x"}))
-	require.NoError(t, err)
-	answer := &http.Response{StatusCode: 200, Body: http.NoBody}
-	tr := &Transport{Source: s, Base: roundTripper(func(*http.Request) (*http.Response, error) { return answer, nil })}
-	req, err := http.NewRequest(http.MethodGet, DefaultBaseURL+"/ping", nil)
-	require.NoError(t, err)
-	req.Header.Set("Accept", "application/json")
-	allocs := testing.AllocsPerRun(100, func() { _, _ = tr.RoundTrip(req) })
-	assert.LessOrEqual(t, allocs, 4.0, "the request, its header's two parts, and what the header holds")
-}
-
-// toldLimiter is a Limiter that wants to know of refusals.
-type toldLimiter struct{ told []time.Duration }
-
-func (*toldLimiter) Wait(context.Context) error { return nil }
-
-func (l *toldLimiter) Refused(retryAfter time.Duration) { l.told = append(l.told, retryAfter) }
-
-func TestLimiterIsToldOfEach429(t *testing.T) {
-	t.Parallel()
-	limiter := new(toldLimiter)
-	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithLimiter(limiter), WithToken(&oauth2.Token{AccessToken: "x"}))
-	require.NoError(t, err)
-	header := http.Header{"Retry-After": {"7"}}
-	base := roundTripper(func(r *http.Request) (*http.Response, error) {
-		status := http.StatusTooManyRequests
-		if r.URL.Path == "/ping" {
-			status = http.StatusOK
-		}
-		return &http.Response{StatusCode: status, Header: header, Body: http.NoBody, Request: r}, nil
-	})
-	tr := &Transport{Source: s, Base: base}
-	for _, path := range []string{"/transfers", "/ping", tokenPath} {
-		_, err := roundTrip(t, tr, DefaultBaseURL+path)
-		require.NoError(t, err)
-	}
-	assert.Equal(t, []time.Duration{7 * time.Second}, limiter.told, "not of a token request, of which the source tells")
-	header.Del("Retry-After")
-	resp, err := roundTrip(t, tr, DefaultBaseURL)
-	require.NoError(t, err)
-	assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode, "which is returned as it is")
-	assert.Equal(t, []time.Duration{7 * time.Second, 0}, limiter.told)
-}
-
-// An answer's Request has been through the Transport, and is over.
-func TestRequestOfAnAnswerMayBeMadeAgain(t *testing.T) {
-	t.Parallel()
-	server := onLoopback(t)
-	client := sourceOf(t, server).Client()
-	req, err := http.NewRequest(http.MethodGet, server.URL+"/ping", nil)
-	require.NoError(t, err)
-	for range 2 * maxPassages {
-		resp, err := client.Do(req)
-		require.NoError(t, err)
-		resp.Body.Close()
-		require.Equal(t, http.StatusOK, resp.StatusCode)
-		req = resp.Request
 	}
 }

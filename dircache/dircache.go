@@ -27,13 +27,10 @@ import (
 
 const (
 	lockSuffix = ".lock"
-	partSuffix = ".part-" // before the 26 letters and digits of [rand.Text]
+	partSuffix = ".part-" // before a random text
 
 	poll = 10 * time.Millisecond // between two looks at a lock that is held
 )
-
-// partPattern matches the files that Put has not finished, and no others.
-var partPattern = "?*" + partSuffix + strings.Repeat("[A-Z2-7]", 26)
 
 // errHeld is returned by lockFile if another process or goroutine has the lock.
 var errHeld = errors.New("the lock is held")
@@ -46,7 +43,8 @@ var errHeld = errors.New("the lock is held")
 // named pipe or anything else that has the name of an entry is not opened, and
 // every method returns an error that says to remove it.
 //
-// An entry is written whole or not at all, even if the process is killed. Files
+// An entry is written whole or not at all, even if the process is killed; such a
+// process may leave a file with ".part-" in its name, which can be removed. Files
 // are not synced to the disk, so after a power failure an entry may be missing,
 // older or damaged. A missing or damaged entry costs a token request. An older
 // entry may cause a refresh token to be sent a second time.
@@ -58,9 +56,6 @@ type Cache struct{ dir string }
 // if it does not exist, and returns an error if it cannot write there. A
 // relative dir is resolved now, so a later change of the working directory has
 // no effect.
-//
-// New also removes the unfinished files that killed processes left in dir more
-// than an hour ago.
 func New(dir string) (*Cache, error) {
 	if dir == "" {
 		return nil, errors.New("dircache: dir is empty: name a directory")
@@ -84,12 +79,6 @@ func New(dir string) (*Cache, error) {
 	}
 	if err != nil {
 		return nil, c.wrap(fmt.Errorf("the directory cannot be written to: %w", err))
-	}
-	parts, _ := fs.Glob(root.FS(), partPattern)
-	for _, part := range parts {
-		if info, err := root.Lstat(part); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > time.Hour {
-			_ = root.Remove(part)
-		}
 	}
 	return c, nil
 }
@@ -195,7 +184,7 @@ func (c *Cache) open(create bool) (*os.Root, error) {
 			return nil, err
 		}
 	}
-	dir, err := os.OpenRoot(c.dir)
+	dir, err := os.OpenRoot(c.dir + string(filepath.Separator)) // fails for a named pipe, and does not wait for it
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("the directory was removed")
 	}

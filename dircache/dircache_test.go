@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -277,34 +276,6 @@ func TestEntryIsNeverHalfWritten(t *testing.T) {
 	}
 	t.Logf("of at least %d writers killed, %d were in the middle of a file", kills, cut)
 	assert.NotZero(t, cut, "no writer was killed in the middle of a file")
-}
-
-func TestNewRemovesPartFilesThatAreOlderThanAnHour(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	plant := func(name string, age time.Duration) {
-		path := filepath.Join(dir, name)
-		require.NoError(t, os.WriteFile(path, nil, 0o600))
-		require.NoError(t, os.Chtimes(path, time.Time{}, time.Now().Add(-age)))
-	}
-	key := "moovauth-" + strings.Repeat("0123456789abcdef", 4)
-	fresh, folder := key+".part-"+rand.Text(), "folder.part-"+rand.Text()
-	plant(fresh, 50*time.Minute)
-	keep := []string{
-		"movie.part-1", "a.part-" + strings.ToLower(rand.Text()), "a.part-" + rand.Text() + ".txt", // of other programs
-		".part-" + rand.Text(), // of no key
-		key,                    // an entry
-	}
-	for _, name := range keep {
-		plant(name, 10000*time.Hour)
-	}
-	require.NoError(t, os.Mkdir(filepath.Join(dir, folder), 0o700))
-	require.NoError(t, os.Chtimes(filepath.Join(dir, folder), time.Time{}, time.Now().Add(-2*time.Hour)))
-	plant(key+".part-"+rand.Text(), 61*time.Minute)
-	plant("a.part-"+rand.Text(), 10000*time.Hour)
-
-	newIn(t, dir)
-	assert.ElementsMatch(t, append(keep, fresh, folder), names(t, dir))
 }
 
 func TestKeyIsAnyFileName(t *testing.T) {

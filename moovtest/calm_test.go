@@ -371,8 +371,8 @@ func TestBubbleEndsWhileATokenSourceIsAtWork(t *testing.T) {
 		requests int
 	}{
 		"request under way":    {func(s *moovtest.Server) { s.SetLatency(time.Hour) }, 2},
-		"between two attempts": {func(s *moovtest.Server) { s.Enqueue(moovtest.Answer{Status: 503}) }, 2},
-		"reply lost":           {func(s *moovtest.Server) { s.Enqueue(moovtest.Answer{Lost: true}) }, 2},
+		"between two attempts": {func(s *moovtest.Server) { s.Enqueue(moovtest.Answer{Status: 503}, moovtest.Answer{Status: 503}) }, 3},
+		"replies lost":         {func(s *moovtest.Server) { s.Enqueue(moovtest.Answer{Lost: true}, moovtest.Answer{Lost: true}) }, 3},
 		"asked to come back later": {func(s *moovtest.Server) {
 			s.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"20"}}})
 		}, 2},
