@@ -2,7 +2,7 @@
 // from one API key of Moov's, within its rate limit.
 //
 // A server that calls Moov for its accounts, with a token that is good for one
-// account and purpose alone:
+// account and purpose only:
 //
 //	tokens, err := platform.New(
 //		moovauth.Credentials{ClientID: publicKey, ClientSecret: secretKey},
@@ -25,22 +25,31 @@
 //	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
 //		user, err := sessions.User(r)
 //		if err != nil {
-//			return nil, err // the page gets a 403
+//			return nil, err // 500, and a line in the log
+//		}
+//		if user == nil {
+//			return nil, platform.StatusError(http.StatusUnauthorized)
 //		}
 //		return []string{"/accounts/" + user.MoovAccount + "/cards.write"}, nil
 //	}))
 //
-//	// In the page: const { access_token } = await (await fetch("/moov-token", { method: "POST" })).json()
+//	mux.Handle("GET /moov-token.js", platform.PageModule())
+//
+// In the page a module keeps the token fresh:
+//
+//	import { moovToken } from "/moov-token.js";
+//	const session = moovToken({ url: "/moov-token", onToken(token) { drop.token = token.access_token; } });
 //
 // [Tokens] keeps a [moovauth.TokenSource] for each set of scopes, so all that its
-// documentation says holds here too. What is added is the line in which all
-// token and revoke requests wait, so that a thousand accounts that start at once
-// are served one after the other instead of being refused; a bound on how many
-// sources are kept; and tokens that are minted for a page, without a refresh
-// token.
+// documentation says is true here, too. Three things are added. All token and
+// revoke requests wait in one queue, in which people go first: so a thousand
+// accounts that start at once are served one after the other instead of being
+// refused, and no page waits for them. Only so many sources are kept. And tokens
+// can be minted for a page, without a refresh token.
 //
 // A cache given with [moovauth.WithCache] in [WithSource] has an entry for each
-// set of scopes. Moov counts the requests of an account and IP address: processes
-// that share both know of each other only by its 429s. Give each its part of the
-// rate.
+// set of scopes.
+//
+// Moov counts the requests of an account and IP address. Processes that share
+// both need one limit together: see [WithLimiter].
 package platform

@@ -1,8 +1,6 @@
 package platform
 
 import (
-	"os"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -16,19 +14,4 @@ func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	n, err := snippet.Check("..", "platform")
 	require.NoError(t, err)
 	assert.NotZero(t, n)
-}
-
-func TestCodeInTheDocumentsIsThatOfTheExamples(t *testing.T) {
-	blocks, err := snippet.Blocks("..")
-	require.NoError(t, err)
-	found := 0
-	for _, b := range blocks {
-		if example, ok := strings.CutPrefix(b.Above, "<!-- in platform/"); ok {
-			found++
-			text, err := os.ReadFile(strings.TrimSuffix(example, " -->"))
-			require.NoError(t, err)
-			assert.Contains(t, string(text), b.Text, "%s:%d", b.File, b.Line)
-		}
-	}
-	assert.Equal(t, 1, found)
 }

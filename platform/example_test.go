@@ -5,13 +5,14 @@ package platform_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
@@ -69,11 +70,11 @@ func ExampleTokens_Handler() {
 	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
 		cookie, err := r.Cookie("session")
 		if err != nil {
-			return nil, err
+			return nil, platform.StatusError(http.StatusUnauthorized)
 		}
 		account, ok := accounts[cookie.Value]
 		if !ok {
-			return nil, errors.New("no such session")
+			return nil, platform.StatusError(http.StatusUnauthorized)
 		}
 		return []string{"/accounts/" + account + "/cards.write"}, nil
 	}))
@@ -96,7 +97,7 @@ func ExampleTokens_Handler() {
 	}
 	// Output:
 	// 200 /accounts/a1/cards.write true
-	// 403  false
+	// 401  false
 }
 
 // A token for a mobile app, which an endpoint of your own hands on, and its end.
@@ -151,4 +152,46 @@ func ExampleTokens_Stats() {
 	fmt.Printf("%d in line, the first for %v; %.1f requests a second, %d refused so far\n", s.InLine, s.LongestWait, s.Rate, s.Refused)
 	// Output:
 	// 0 in line, the first for 0s; 19.4 requests a second, 0 refused so far
+}
+
+// A limit for each user is the application's: it knows who is who. A page that
+// asks in a loop would take the turns of all others.
+func ExampleTokens_Handler_limitForEachUser() {
+	server := moovtest.NewServer() // for this example: yours is Moov
+	defer server.Close()
+	tokens, err := platform.New(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		platform.WithSource(moovauth.WithBaseURL(server.URL)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	type session struct {
+		account string
+		tokens  *rate.Limiter // how often its pages may ask
+	}
+	sessions := map[string]*session{"session-of-ada": {"a1", rate.NewLimiter(rate.Every(10*time.Second), 3)}}
+	endpoint := tokens.Handler(func(r *http.Request) ([]string, error) {
+		cookie, err := r.Cookie("session")
+		if err != nil || sessions[cookie.Value] == nil {
+			return nil, platform.StatusError(http.StatusUnauthorized)
+		}
+		s := sessions[cookie.Value]
+		if !s.tokens.Allow() {
+			return nil, platform.StatusError(http.StatusTooManyRequests)
+		}
+		return []string{"/accounts/" + s.account + "/cards.write"}, nil
+	})
+	for range 5 {
+		request := httptest.NewRequest(http.MethodPost, "https://example.com/moov-token", nil)
+		request.AddCookie(&http.Cookie{Name: "session", Value: "session-of-ada"})
+		reply := httptest.NewRecorder()
+		endpoint.ServeHTTP(reply, request)
+		fmt.Println(reply.Code)
+	}
+	// Output:
+	// 200
+	// 200
+	// 200
+	// 429
+	// 429
 }

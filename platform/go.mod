@@ -5,14 +5,15 @@ go 1.26.0
 replace github.com/moovauth/moovauth => ../
 
 require (
-	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/moovauth/moovauth v0.1.0
 	github.com/stretchr/testify v1.12.1
+	golang.org/x/net v0.62.0
 	golang.org/x/oauth2 v0.37.0
+	golang.org/x/sync v0.24.0
 	golang.org/x/time v0.16.0
 )
 
 require (
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
-	golang.org/x/sync v0.24.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
 )

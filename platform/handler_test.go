@@ -21,6 +21,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/oauth2"
 
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
@@ -32,13 +33,17 @@ const app = "https://app.example.com" // a page of another origin that may ask
 func user(r *http.Request) ([]string, error) {
 	switch name := r.Header.Get("X-User"); name {
 	case "":
-		return nil, errors.New("no session: secret-session")
+		return nil, errors.New("the database is down")
+	case "slow":
+		return nil, fmt.Errorf("the database: %w", context.DeadlineExceeded)
 	case "expired":
-		return nil, fmt.Errorf("wrapped: %w", status(http.StatusUnauthorized))
+		return nil, fmt.Errorf("wrapped: %w", StatusError(http.StatusUnauthorized))
+	case "own":
+		return nil, status(http.StatusTeapot)
 	case "odd":
 		return nil, status(http.StatusOK)
 	case "odder":
-		return nil, status(1000)
+		return nil, StatusError(1000)
 	case "nothing":
 		return nil, nil
 	case "bad":
@@ -54,7 +59,7 @@ func user(r *http.Request) ([]string, error) {
 
 type status int
 
-func (s status) Error() string   { return "secret-status" }
+func (s status) Error() string   { return "status of mine" }
 func (s status) StatusCode() int { return int(s) }
 
 // post is a request of a page on the handler's own origin.
@@ -122,7 +127,7 @@ func TestHandlerAnswers(t *testing.T) {
 		{name: "no browser", r: post("42", "Origin", "", "Sec-Fetch-Site", ""), status: 200},
 		{name: "an old browser", r: post("42", "Sec-Fetch-Site", ""), status: 200},
 		{name: "a page that may ask", r: post("42", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 200, header: allowed},
-		{name: "a page that may ask, without a user", r: post("", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 403, error: "forbidden", header: allowed},
+		{name: "a page that may ask, without a user", r: post("", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 500, error: "internal_server_error", header: allowed, logged: "the database is down"},
 		{name: "another origin", r: post("42", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"), status: 403, error: "forbidden"},
 		{name: "another origin, an old browser", r: post("42", "Origin", "https://evil.example", "Sec-Fetch-Site", ""), status: 403, error: "forbidden"},
 		{name: "the same site", r: post("42", "Origin", "https://a.example.com", "Sec-Fetch-Site", "same-site"), status: 403, error: "forbidden"},
@@ -133,11 +138,13 @@ func TestHandlerAnswers(t *testing.T) {
 		{name: "HEAD", r: with(post("42"), "HEAD"), status: 405, error: "method_not_allowed"},
 		{name: "PUT", r: with(post("42"), "PUT"), status: 405, error: "method_not_allowed"},
 		{name: "OPTIONS, no preflight", r: with(post("42", "Origin", app), "OPTIONS"), status: 405, error: "method_not_allowed", header: allowed},
-		{name: "no user", r: post(""), status: 403, error: "forbidden"},
+		{name: "an error", r: post(""), status: 500, error: "internal_server_error", logged: "the database is down"},
+		{name: "an error of a context", r: post("slow"), status: 503, error: "service_unavailable", logged: "the database: context deadline exceeded"},
 		{name: "an error with a status", r: post("expired"), status: 401, error: "unauthorized"},
-		{name: "an error whose status is none", r: post("odd"), status: 403, error: "forbidden"},
-		{name: "an error whose status is no status", r: post("odder"), status: 403, error: "forbidden"},
-		{name: "no scopes", r: post("nothing"), status: 500, error: "internal_server_error", logged: "no scopes"},
+		{name: "an error of one's own with a status", r: post("own"), status: 418, error: "i'm_a_teapot"},
+		{name: "an error whose status is none", r: post("odd"), status: 500, error: "internal_server_error", logged: "status of mine"},
+		{name: "an error whose status is no status", r: post("odder"), status: 500, error: "internal_server_error", logged: "1000"},
+		{name: "no scopes", r: post("nothing"), status: 500, error: "internal_server_error", logged: "give either WithScopes"},
 		{name: "bad scopes", r: post("bad"), status: 500, error: "internal_server_error", logged: "{accountID}"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -247,7 +254,6 @@ func TestMoovRefusesTheHandler(t *testing.T) {
 				requests := server.TokenRequests()
 				if test.answer.Handler == nil && test.answer.Latency == 0 {
 					assert.Contains(t, b.log.String(), requests[len(requests)-1].RequestID)
-					assert.Contains(t, records.String(), requests[len(requests)-1].RequestID, "the sources' logger has it, too")
 				}
 				assert.Equal(t, 1, strings.Count(b.log.String(), "\n"), b.log.String())
 				for _, text := range []string{body, b.log.String(), records.String(), fmt.Sprint(resp.Header)} {
@@ -475,4 +481,211 @@ func TestTheLogIsLines(t *testing.T) {
 	lines := bufio.NewScanner(&b.log)
 	require.True(t, lines.Scan())
 	assert.False(t, lines.Scan())
+}
+
+// A middleware gives a page less time than the queue takes.
+func TestAContextThatEndsInTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		b := newBrowser(t, server)
+		server.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"20"}}})
+		_, err := b.tokens.Mint(t.Context(), "/ping.read") // waits for 20 s, and so do all
+		require.NoError(t, err)
+		for _, before := range []bool{false, true} { // or before the queue
+			(&place{queue: b.tokens.queue}).Refused(20 * time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if before {
+				time.Sleep(5 * time.Second)
+			}
+			resp := b.answer(post("42").WithContext(ctx))
+			assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+			assert.NotEmpty(t, resp.Header.Get("Retry-After"))
+			assert.Empty(t, b.log.String())
+		}
+		s := b.tokens.Stats()
+		assert.EqualValues(t, 2, s.TimedOut)
+		assert.Zero(t, s.Failed)
+		assert.Len(t, server.TokenRequests(), 2, "those of Mint")
+	})
+	t.Run("while Moov is asked", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			server := moovtest.NewInMemory(moovtest.WithLatency(20 * time.Second))
+			defer server.Close()
+			b := newBrowser(t, server)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			resp := b.answer(post("42").WithContext(ctx))
+			assert.Equal(t, http.StatusGatewayTimeout, resp.StatusCode)
+			assert.Contains(t, b.log.String(), "deadline exceeded")
+			assert.EqualValues(t, 1, b.tokens.Stats().Failed)
+		})
+	})
+}
+
+// The time in the queue is counted as a whole, also if a page is refused again and again.
+func TestTenSecondsOf429s(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		b := newBrowser(t, server)
+		server.SetAnswer(&moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"1"}}})
+		start := time.Now()
+		resp := b.answer(post("42"))
+		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+		assert.InDelta(t, 10, time.Since(start).Seconds(), 0.5)
+		assert.LessOrEqual(t, len(server.TokenRequests()), 10, "not faster than Moov asks")
+		assert.EqualValues(t, 1, b.tokens.Stats().TimedOut)
+	})
+}
+
+func TestOriginsAreNormalised(t *testing.T) {
+	for given, want := range map[string]string{
+		"https://app.example.com":      "https://app.example.com",
+		"https://app.example.com:443":  "https://app.example.com",
+		"http://app.example.com:80":    "http://app.example.com",
+		"https://app.example.com:80":   "https://app.example.com:80",
+		"https://app.example.com:8443": "https://app.example.com:8443",
+		"https://App.Example.COM":      "https://app.example.com",
+		"HTTPS://app.example.com":      "https://app.example.com",
+		"https://bücher.example":       "https://xn--bcher-kva.example",
+		"https://BÜCHER.example:443":   "https://xn--bcher-kva.example",
+		"https://my_app.example.com":   "https://my_app.example.com",
+		"http://localhost:3000":        "http://localhost:3000",
+		"http://[::1]:3000":            "http://[::1]:3000",
+		"https://[2001:DB8:0:0:0::1]":  "https://[2001:db8::1]",
+		"http://127.0.0.1:8080":        "http://127.0.0.1:8080",
+		"capacitor://localhost":        "capacitor://localhost",
+		"ionic://localhost":            "ionic://localhost",
+	} {
+		got, err := normalise(given)
+		require.NoError(t, err, given)
+		assert.Equal(t, want, got)
+	}
+	for given, why := range map[string]string{
+		"*":                            "wildcards",
+		"https://*.example.com":        "wildcards",
+		"null":                         "want only a scheme",
+		"":                             "want only a scheme",
+		"app.example.com":              "want only a scheme",
+		"//app.example.com":            "want only a scheme",
+		"https://":                     "want only a scheme",
+		"https://app.example.com/":     "no path or slash",
+		"https://app.example.com/a":    "no path or slash",
+		"https://app.example.com?a":    "want only a scheme",
+		"https://app.example.com#a":    "want only a scheme",
+		"https://user@app.example.com": "want only a scheme",
+		"https://a b.example":          "want only a scheme",
+		"https://xn--a.example":        "want only a scheme",
+		"file:///index.html":           "want only a scheme",
+	} {
+		_, err := New(moovauth.Credentials{ClientID: "id", ClientSecret: "secret"}, WithOrigins(given))
+		require.ErrorContains(t, err, why, given)
+		assert.ErrorContains(t, err, "WithOrigins")
+	}
+}
+
+// The origin that the token request carries is the page's, if Moov can know it.
+func TestTheTokenRequestCarriesThePagesOrigin(t *testing.T) {
+	server := moovtest.NewServer(moovtest.WithOrigins("https://example.com", app, "https://xn--bcher-kva.example"))
+	defer server.Close()
+	tokens := newTokens(t, server, WithRate(1e6), WithSource(moovauth.WithOrigin("https://example.com")),
+		WithOrigins(app+":443", "https://Bücher.example", "http://localhost:3000", "capacitor://localhost"))
+	h := tokens.Handler(user)
+	for page, want := range map[string]string{
+		app:                             app,
+		"https://xn--bcher-kva.example": "https://xn--bcher-kva.example",
+		"http://localhost:3000":         "https://example.com",
+		"capacitor://localhost":         "https://example.com",
+		"https://example.com":           "https://example.com", // the handler's own
+		"":                              "https://example.com",
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, post("42", "Origin", page))
+		require.Equal(t, http.StatusOK, w.Code, page)
+		requests := server.TokenRequests()
+		assert.Equal(t, want, requests[len(requests)-1].Header.Get("Origin"), page)
+		if page != "" && page != "https://example.com" {
+			assert.Equal(t, page, w.Header().Get("Access-Control-Allow-Origin"))
+		}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, post("42", "Origin", "ionic://localhost", "Sec-Fetch-Site", "cross-site"))
+	assert.Equal(t, http.StatusForbidden, w.Code)
+}
+
+func TestWithMintedNotesEachToken(t *testing.T) {
+	server := moovtest.NewServer()
+	defer server.Close()
+	noted := make(map[string]string) // token to user
+	b := newBrowser(t, server, WithRate(1e6), WithMinted(func(r *http.Request, token *oauth2.Token) error {
+		assert.Empty(t, token.RefreshToken)
+		assert.WithinDuration(t, time.Now().Add(15*time.Minute), token.Expiry, 2*time.Second)
+		noted[token.AccessToken] = r.Header.Get("X-User")
+		return nil
+	}))
+	for _, name := range []string{"ada", "grace"} {
+		var reply struct {
+			AccessToken string `json:"access_token"`
+		}
+		require.NoError(t, json.Unmarshal([]byte(read(t, b.answer(post(name)))), &reply))
+		assert.Equal(t, name, noted[reply.AccessToken])
+	}
+	assert.Len(t, noted, 2)
+	_, err := b.tokens.Mint(t.Context(), "/ping.read")
+	require.NoError(t, err)
+	assert.Len(t, noted, 2, "only Handler's")
+	assert.Equal(t, http.StatusUnauthorized, b.answer(post("expired")).StatusCode)
+	assert.Len(t, noted, 2, "only tokens")
+}
+
+// A token that cannot be noted is revoked before the page is answered.
+func TestATokenThatIsNotNotedIsRevoked(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		err    error
+		status int
+		logged bool
+	}{
+		{"signed out meanwhile", StatusError(http.StatusUnauthorized), 401, false},
+		{"the database is down", errors.New("the database is down"), 500, true},
+		{"the database is slow", context.DeadlineExceeded, 503, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := moovtest.NewServer()
+			defer server.Close()
+			b := newBrowser(t, server, WithMinted(func(*http.Request, *oauth2.Token) error { return test.err }))
+			resp := b.answer(post("42"))
+			assert.Equal(t, test.status, resp.StatusCode)
+			assert.NotContains(t, read(t, resp), "access_token")
+			assert.Empty(t, server.AccessTokens())
+			assert.Equal(t, test.logged, b.log.Len() > 0, b.log.String())
+
+			server.Enqueue(moovtest.Answer{Body: `{"access_token":"alive","expires_in":900}`}, moovtest.Answer{Status: 400})
+			assert.Equal(t, test.status, b.answer(post("42")).StatusCode)
+			assert.Contains(t, b.log.String(), "stays alive")
+		})
+	}
+}
+
+// The function is called, and the token revoked, also if the page has left.
+func TestAPageThatLeavesWhenItsTokenComes(t *testing.T) {
+	for _, err := range []error{nil, errors.New("no")} {
+		synctest.Test(t, func(t *testing.T) {
+			server := moovtest.NewInMemory(moovtest.WithLatency(time.Second))
+			defer server.Close()
+			ctx, cancel := context.WithCancel(t.Context())
+			noted := 0
+			b := newBrowser(t, server, WithMinted(func(r *http.Request, _ *oauth2.Token) error {
+				cancel()
+				assert.Error(t, r.Context().Err())
+				noted++
+				return err
+			}))
+			b.answer(post("42").WithContext(ctx))
+			assert.Equal(t, 1, noted)
+			assert.Equal(t, err == nil, len(server.AccessTokens()) == 1)
+		})
+	}
 }

@@ -5,6 +5,7 @@ package platform
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"sync"
 	"testing"
@@ -57,15 +58,23 @@ type result struct {
 	failed  int
 }
 
-// crowd has n callers come at once, each of whom waits in l for its request to
+func alone(perSecond float64) *queue {
+	return newQueue(&config{perSecond: perSecond, logger: slog.New(slog.DiscardHandler)})
+}
+
+// Wait waits as a person's only request.
+func (q *queue) Wait(ctx context.Context) error { return (&place{queue: q}).Wait(ctx) }
+
+// crowd has n callers come at once, each of whom waits in q for its request to
 // s, which takes latency, and gets in line again if it is refused.
-func crowd(l *line, s *limit, n int, latency time.Duration) result {
+func crowd(q *queue, s *limit, n int, latency time.Duration) result {
 	start := time.Now()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var r result
 	for range n {
 		wg.Go(func() {
+			l := &place{queue: q}
 			for {
 				if l.Wait(context.Background()) != nil {
 					mu.Lock()
@@ -77,7 +86,9 @@ func crowd(l *line, s *limit, n int, latency time.Duration) result {
 				ok := s.admits()
 				time.Sleep(latency / 2)
 				if ok {
-					l.answered()
+					q.mu.Lock()
+					q.pace.answer(time.Now())
+					q.mu.Unlock()
 					return
 				}
 				l.Refused(s.retryAfter)

@@ -15,6 +15,7 @@ const (
 
 	holdDefault = 250 * time.Millisecond // after a 429 without Retry-After
 	holdMost    = time.Hour              // whatever a Retry-After asks for
+	comeBack    = 20 * time.Millisecond  // after that, for those who were refused to be back in the queue
 
 	cutEvery = 500 * time.Millisecond // the 429s that follow sooner are of the same overload
 
@@ -30,6 +31,7 @@ type pace struct {
 	cut      float64       // requests per second after the last cut; full if there was none
 	cutAt    time.Time     // zero: never
 	heldTo   time.Time     // no request goes before; zero: there was no 429
+	last     time.Time     // when the last request went, or was due to; zero: there was none
 	quiet    time.Duration // without a 429, before the rate is raised
 	answered []time.Time   // when a request was answered otherwise, in the last second
 }
@@ -51,34 +53,58 @@ func (p *pace) rate(now time.Time) float64 {
 // held is how long no request may go.
 func (p *pace) held(now time.Time) time.Duration { return max(0, p.heldTo.Sub(now)) }
 
+// due is when the next request may go.
+func (p *pace) due(now time.Time) time.Time {
+	due := p.last.Add(p.interval(now))
+	if held := p.heldTo.Add(comeBack); held.After(due) {
+		return held
+	}
+	return due
+}
+
+// goes notes a request that goes now, and was due earlier than that if a timer
+// was late. Not more than one turn is made up for.
+func (p *pace) goes(due, now time.Time) {
+	if least := now.Add(-p.interval(now)); due.Before(least) {
+		due = least
+	}
+	p.last = due
+}
+
+// giveBack notes that the last request did not go after all.
+func (p *pace) giveBack(now time.Time) { p.last = p.last.Add(-p.interval(now)) }
+
+func (p *pace) interval(now time.Time) time.Duration {
+	return time.Duration(float64(time.Second) / p.rate(now))
+}
+
 // answer takes note of an answer other than 429.
 func (p *pace) answer(now time.Time) {
 	p.forget(now)
 	p.answered = append(p.answered, now)
 }
 
-// refuse takes note of a 429, which asks to be left alone for that long; 0: it
-// does not say.
+// refuse takes note of a 429. asked is its Retry-After; 0: it has none.
 func (p *pace) refuse(now time.Time, asked time.Duration) {
 	if p.cutAt.IsZero() || now.Sub(p.cutAt) >= cutEvery {
 		p.forget(now)
 		before := p.rate(now)
-		p.wait(now, before)
+		p.setQuiet(now, before)
 		seen := margin * float64(len(p.answered))
 		p.cut = max(floor*p.full, min(0.95*before, max(before/2, seen)))
 		p.cutAt = now
 	}
 	if asked <= 0 {
-		asked = holdDefault
+		asked = holdDefault - comeBack
 	}
 	if to := now.Add(min(asked, holdMost)); to.After(p.heldTo) {
 		p.heldTo = to
 	}
 }
 
-// wait sets how long to wait before the next raise: longer if a raise led to
+// setQuiet sets how long to wait before the next raise: longer if a raise led to
 // this 429, but not if the rate had been full for as long.
-func (p *pace) wait(now time.Time, before float64) {
+func (p *pace) setQuiet(now time.Time, before float64) {
 	if before == p.cut {
 		return
 	}

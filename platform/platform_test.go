@@ -2,7 +2,6 @@ package platform
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -296,7 +295,8 @@ func TestAMintingLeavesTheLineWithItsCaller(t *testing.T) {
 		assert.Len(t, server.TokenRequests(), 2)
 		s := tokens.Stats()
 		assert.EqualValues(t, 2, s.Minted)
-		assert.EqualValues(t, 100, s.Failed)
+		assert.EqualValues(t, 100, s.Abandoned)
+		assert.Zero(t, s.Failed)
 	})
 }
 
@@ -358,55 +358,6 @@ func TestRevokeWaitsInLine(t *testing.T) {
 	})
 }
 
-// A 429 to an API call is the caller's, and slows down the line.
-func TestA429ToAnAPICall(t *testing.T) {
-	for _, test := range []struct {
-		name, value string
-		want        time.Duration
-	}{
-		{"Retry-After", "3", 3 * time.Second},
-		{"Retry-After", "1.5", 1500 * time.Millisecond},
-		{"Retry-After", "soon", holdDefault},
-		{"Retry-After", "-3", holdDefault},
-		{"Retry-After", "Sat, 01 Jan 2000 00:00:02 GMT", 2 * time.Second},
-		{"X-Retry-In", "700ms", 700 * time.Millisecond},
-		{"X-Retry-In", "700", 700 * time.Millisecond},
-		{"X-Nothing", "", holdDefault},
-	} {
-		t.Run(test.name+" "+test.value, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				server := moovtest.NewInMemory()
-				defer server.Close()
-				busy := false
-				slow := via(server.Client(), func(resp *http.Response) {
-					if busy && resp.Request.URL.Path == "/ping" {
-						resp.StatusCode = http.StatusTooManyRequests
-						resp.Header = http.Header{test.name: {test.value}}
-					}
-				})
-				tokens := newTokens(t, server, WithSource(moovauth.WithHTTPClient(slow)))
-				client, err := tokens.Client("/ping.read")
-				require.NoError(t, err)
-				for _, status := range []int{http.StatusOK, http.StatusTooManyRequests} {
-					busy = status != http.StatusOK
-					resp, err := client.Get(server.URL + "/ping")
-					require.NoError(t, err)
-					resp.Body.Close()
-					assert.Equal(t, status, resp.StatusCode)
-				}
-				s := tokens.Stats()
-				assert.EqualValues(t, 1, s.Refused)
-				assert.EqualValues(t, 1, s.Served)
-				assert.Less(t, s.Rate, 9.7)
-				start := time.Now()
-				_, err = tokens.Mint(t.Context(), "/ping.read")
-				require.NoError(t, err)
-				assert.Equal(t, test.want, time.Since(start))
-			})
-		})
-	}
-}
-
 // Under endless 429s a caller leaves when it likes, and what nobody waits for
 // ends. Revoke is not held up.
 func TestEndless429s(t *testing.T) {
@@ -462,19 +413,23 @@ func TestNewChecksWhatItIsGiven(t *testing.T) {
 	for wanted, opts := range map[string][]Option{
 		"option 2 is nil": {WithRate(1), nil},
 		"WithRate: want a number of requests per second above 0, such as 10; got 0": {WithRate(0)},
-		"got -1":                {WithRate(-1)},
-		"got NaN":               {WithRate(nan())},
-		"got +Inf":              {WithRate(1 / zero)},
-		"WithCapacity":          {WithCapacity(0)},
-		"WithOrigins":           {WithOrigins("https://app.example.com/")},
-		`got "app.example.com"`: {WithOrigins("app.example.com")},
-		`got "*"`:               {WithOrigins("https://a.example", "*")},
-		`got "null"`:            {WithOrigins("null")},
-		"WithSource: an option": {WithSource(moovauth.WithVersion("dev"), nil)},
-		"WithVersion":           {WithSource(moovauth.WithVersion("1"))},
-		"WithToken in it":       {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access"}))},
-		"WithToken in it, so":   {WithSource(moovauth.WithToken(&oauth2.Token{RefreshToken: "secret-refresh"}))},
-		"all accounts would":    {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access", Expiry: time.Now().Add(-time.Hour)}))},
+		"got -1":                   {WithRate(-1)},
+		"got NaN":                  {WithRate(nan())},
+		"got +Inf":                 {WithRate(1 / zero)},
+		"WithCapacity":             {WithCapacity(0)},
+		"WithOrigins":              {WithOrigins("https://app.example.com/")},
+		`got "app.example.com"`:    {WithOrigins("app.example.com")},
+		`got "*"`:                  {WithOrigins("https://a.example", "*")},
+		`got "null"`:               {WithOrigins("null")},
+		"platform.WithLimiter, so": {WithSource(moovauth.WithLimiter(rate.NewLimiter(1, 1)))},
+		"WithLimiter: the limiter": {WithLimiter(nil)},
+		"WithLogger: the logger":   {WithLogger(nil)},
+		"WithMinted: the function": {WithMinted(nil)},
+		"WithSource: an option":    {WithSource(moovauth.WithVersion("dev"), nil)},
+		"WithVersion":              {WithSource(moovauth.WithVersion("1"))},
+		"WithToken in it":          {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access"}))},
+		"WithToken in it, so":      {WithSource(moovauth.WithToken(&oauth2.Token{RefreshToken: "secret-refresh"}))},
+		"all accounts would":       {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access", Expiry: time.Now().Add(-time.Hour)}))},
 	} {
 		_, err := New(creds, opts...)
 		require.ErrorContains(t, err, wanted)
@@ -489,12 +444,12 @@ var zero float64
 
 func nan() float64 { return zero / zero }
 
-// WithScopes and WithLimiter have no effect, and options add up.
+// WithScopes has no effect, and options add up.
 func TestWhatWithSourceDoesNotChange(t *testing.T) {
 	server := moovtest.NewServer(moovtest.WithOrigins("https://example.com"))
 	defer server.Close()
 	tokens := newTokens(t, server, WithRate(1e6),
-		WithSource(moovauth.WithScopes("/accounts.write"), moovauth.WithLimiter(closed{}), moovauth.WithTokenTypeHint(moovauth.RefreshToken)),
+		WithSource(moovauth.WithScopes("/accounts.write"), moovauth.WithTokenTypeHint(moovauth.RefreshToken)),
 		WithSource(moovauth.WithOrigin("https://example.com")))
 	source, err := tokens.Source("/ping.read")
 	require.NoError(t, err)
@@ -506,10 +461,6 @@ func TestWhatWithSourceDoesNotChange(t *testing.T) {
 	assert.Equal(t, "/ping.read", token.Extra("scope"))
 	require.NoError(t, tokens.Revoke(t.Context(), token.AccessToken))
 }
-
-type closed struct{}
-
-func (closed) Wait(context.Context) error { return errors.New("closed") }
 
 // The client that is given is used, with all that it has.
 func TestTheHTTPClientThatIsGiven(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -15,33 +16,28 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// What the recipes do on a bad day.
+// What the example SignOut does on a bad day.
 
-func newTokens(t *testing.T, server *moovtest.Server) *platform.Tokens {
+func newTokens(t *testing.T, server *moovtest.Server, opts ...platform.Option) *platform.Tokens {
 	t.Helper()
 	tokens, err := platform.New(moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
-		platform.WithSource(moovauth.WithBaseURL(server.URL)), platform.WithRate(1000))
+		append(opts, platform.WithSource(moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client())), platform.WithRate(1000))...)
 	require.NoError(t, err)
 	return tokens
 }
 
-func TestRotationToAWrongKeyChangesNothing(t *testing.T) {
-	server := moovtest.NewServer()
-	defer server.Close()
-	r := &rotating{opts: []platform.Option{platform.WithSource(moovauth.WithBaseURL(server.URL))}}
-	first := newTokens(t, server)
-	r.current.Store(first)
-	_, err := r.rotate(t.Context(), moovauth.Credentials{ClientID: "new-public-key", ClientSecret: "mistyped"})
-	require.ErrorAs(t, err, new(*moovauth.Error))
-	assert.Same(t, first, r.current.Load())
+func newSessions(t *testing.T, server *moovtest.Server) *sessions {
+	s := &sessions{open: map[string]map[string]time.Time{"ada": {}}, ended: make(map[string]time.Time)}
+	s.tokens = newTokens(t, server, platform.WithMinted(s.minted))
+	return s
 }
 
 // However pages and the sign-out come in each other's way.
 func TestNoTokenIsAliveAfterSignOut(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
-	s := &sessions{tokens: newTokens(t, server), open: map[string]map[string]time.Time{"ada": {}}}
-	endpoint := s.remember(s.tokens.Handler(func(*http.Request) ([]string, error) { return []string{"/ping.read"}, nil }))
+	s := newSessions(t, server)
+	endpoint := s.tokens.Handler(func(*http.Request) ([]string, error) { return []string{"/ping.read"}, nil })
 	fetch := func() {
 		r := httptest.NewRequest(http.MethodPost, "/moov-token", nil)
 		r.AddCookie(&http.Cookie{Name: "session", Value: "ada"})
@@ -61,23 +57,31 @@ func TestNoTokenIsAliveAfterSignOut(t *testing.T) {
 	assert.Empty(t, server.AccessTokens())
 }
 
-func TestRememberPassesOnWhatIsNoToken(t *testing.T) {
-	s := &sessions{open: map[string]map[string]time.Time{}}
-	reply := httptest.NewRecorder()
-	s.remember(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Retry-After", "7")
-		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = w.Write([]byte(`{"error":"service_unavailable"}`))
-	})).ServeHTTP(reply, httptest.NewRequest(http.MethodPost, "/moov-token", nil))
-	assert.Equal(t, http.StatusServiceUnavailable, reply.Code)
-	assert.Equal(t, "7", reply.Header().Get("Retry-After"))
-	assert.JSONEq(t, `{"error":"service_unavailable"}`, reply.Body.String())
-}
+// A token whose revocation failed is kept until it is revoked, or has expired.
+func TestSignOutWhileMoovIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory(moovtest.WithLifetime(time.Minute))
+		defer server.Close()
+		s := newSessions(t, server)
+		for _, session := range []string{"ada", "grace"} {
+			s.open[session] = make(map[string]time.Time)
+			r := httptest.NewRequest(http.MethodPost, "/moov-token", nil)
+			r.AddCookie(&http.Cookie{Name: "session", Value: session})
+			s.tokens.Handler(func(*http.Request) ([]string, error) { return []string{"/ping.read"}, nil }).ServeHTTP(httptest.NewRecorder(), r)
+		}
+		require.Len(t, server.AccessTokens(), 2)
+		server.SetAnswer(&moovtest.Answer{Status: http.StatusServiceUnavailable})
+		require.Error(t, s.signOut(t.Context(), "ada"))
+		assert.Len(t, s.ended, 1)
+		server.SetAnswer(nil)
+		require.NoError(t, s.revokeEnded(t.Context()))
+		assert.Len(t, server.AccessTokens(), 1)
+		assert.Empty(t, s.ended)
 
-func TestSessionForgetsTokensThatHaveExpired(t *testing.T) {
-	s := &sessions{open: map[string]map[string]time.Time{"ada": {}}}
-	require.True(t, s.note("ada", "old", time.Now().Add(-time.Second)))
-	require.True(t, s.note("ada", "new", time.Now().Add(time.Minute)))
-	assert.Len(t, s.open["ada"], 1)
-	assert.Contains(t, s.open["ada"], "new")
+		server.SetAnswer(&moovtest.Answer{Status: http.StatusServiceUnavailable})
+		require.Error(t, s.signOut(t.Context(), "grace"))
+		time.Sleep(time.Minute)
+		require.NoError(t, s.revokeEnded(t.Context()))
+		assert.Empty(t, s.ended)
+	})
 }

@@ -1,12 +1,14 @@
 package platform
 
-// The picture: callers served over time, one column for each limit of the server.
+// The picture: callers served over time, one column for each limit of the server;
+// and how long pages wait meanwhile.
 
 import (
 	"bytes"
 	"fmt"
 	"image/color"
 	"io"
+	"slices"
 	"time"
 
 	"gonum.org/v1/plot"
@@ -18,7 +20,7 @@ import (
 )
 
 const (
-	width  = 820 * vg.Inch / 96 // 820 pixels
+	width  = 1220 * vg.Inch / 96 // 1220 pixels
 	height = 330 * vg.Inch / 96
 	steps  = 240 // of a line
 )
@@ -47,20 +49,33 @@ func (c *crowd) servedBy(end float64) plotter.XYs {
 	return line
 }
 
-func (r *results) panel(half int) (*plot.Plot, error) {
+// newPlot is an empty panel.
+func newPlot(title string, x, y float64) *plot.Plot {
 	p := plot.New()
-	end := 1.3 * r.floor(half)
-	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, end, 0, float64(r.accounts)*1.02
+	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, x, 0, y
 	p.X.Padding, p.Y.Padding = 0, 0
-	p.X.Label.Text = "seconds since all wanted a token"
-	if half == 0 {
-		p.Y.Label.Text = "accounts served"
-	}
 	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
 		axis.Tick.Label.Font = sans(8)
 		axis.Label.TextStyle.Font = sans(8.5)
 		axis.LineStyle.Width = 0.5
 		axis.Tick.LineStyle.Width = 0.5
+	}
+	p.Title.Text = title
+	p.Title.TextStyle.Font = sans(11)
+	p.Title.Padding = 6
+	p.Legend.TextStyle.Font = sans(7.5)
+	p.Legend.ThumbnailWidth = 12
+	p.Legend.Padding = 1.5
+	return p
+}
+
+// panel is how many accounts have been served.
+func (r *results) panel(half int) (*plot.Plot, error) {
+	end := 1.3 * r.floor(half)
+	p := newPlot(fmt.Sprintf("The server takes %d a second", r.takes(half)), end, float64(r.accounts)*1.02)
+	p.X.Label.Text = "seconds since all wanted a token"
+	if half == 0 {
+		p.Y.Label.Text = "accounts served"
 	}
 	floor, err := plotter.NewLine(plotter.XYs{{X: 0, Y: 0}, {X: r.floor(half), Y: float64(r.accounts)}})
 	if err != nil {
@@ -68,13 +83,7 @@ func (r *results) panel(half int) (*plot.Plot, error) {
 	}
 	floor.Color, floor.Width, floor.Dashes = grey, 0.7, []vg.Length{2, 2}
 	p.Add(floor)
-	p.Title.Text = fmt.Sprintf("The server takes %d a second", r.takes(half))
-	p.Title.TextStyle.Font = sans(11)
-	p.Title.Padding = 6
 	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = false, false, -4, 20
-	p.Legend.TextStyle.Font = sans(7.5)
-	p.Legend.ThumbnailWidth = 12
-	p.Legend.Padding = 1.5
 	for i := len(subjects) - 1; i >= 0; i-- { // the first lies on top
 		c := r.crowds[half][i]
 		line, err := plotter.NewLine(c.servedBy(end))
@@ -86,9 +95,61 @@ func (r *results) panel(half int) (*plot.Plot, error) {
 	}
 	for i, s := range subjects {
 		c := r.crowds[half][i]
-		p.Legend.Add(fmt.Sprintf("%s: %d failed, %d refused", s.short, c.failed, c.refused), &plotter.Line{LineStyle: draw.LineStyle{Color: colors[i], Width: 1.6}})
+		p.Legend.Add(fmt.Sprintf("%s: %d failed, %d refused", s.short, c.failed, c.refused), thumbnail(i))
 	}
 	p.Legend.Add("as fast as the server takes them", floor)
+	return p, nil
+}
+
+func thumbnail(i int) plot.Thumbnailer {
+	return &plotter.Line{LineStyle: draw.LineStyle{Color: colors[i], Width: 1.6}}
+}
+
+// pagesPanel is how long pages wait while accounts do. A page that fails is a dot.
+func (r *results) pagesPanel() (*plot.Plot, error) {
+	most := 1.0
+	for _, met := range r.people {
+		most = max(most, slices.Max(met.waited).Seconds())
+	}
+	p := newPlot(fmt.Sprintf("A page each second, while %d accounts wait", r.waiting), float64(r.pages()), most*1.45)
+	p.Y.Min = -most / 50 // so that a line at 0 is seen
+	p.X.Label.Text = "seconds since the accounts wanted a token"
+	p.Y.Label.Text = "seconds until the page has its token"
+	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = true, false, -4, -4
+	for i := len(subjects) - 1; i >= 0; i-- {
+		var served, failed plotter.XYs
+		for second, waited := range r.people[i].waited {
+			at := plotter.XY{X: float64(second), Y: waited.Seconds()}
+			if r.people[i].failed[second] {
+				failed = append(failed, at)
+			} else {
+				served = append(served, at)
+			}
+		}
+		if len(served) > 0 {
+			line, err := plotter.NewLine(served)
+			if err != nil {
+				return nil, err
+			}
+			line.Color, line.Width = colors[i], 1.6
+			p.Add(line)
+		}
+		if len(failed) > 0 {
+			dots, err := plotter.NewScatter(failed)
+			if err != nil {
+				return nil, err
+			}
+			dots.Color, dots.Radius, dots.Shape = colors[i], 1.2, draw.CircleGlyph{}
+			p.Add(dots)
+		}
+	}
+	for i, s := range subjects {
+		text := fmt.Sprintf("%s: %s at most", s.short, r.people[i].longest())
+		if failed := r.people[i].accounts.Load(); failed > 0 {
+			text += fmt.Sprintf("; %d accounts failed", failed)
+		}
+		p.Legend.Add(text, thumbnail(i))
+	}
 	return p, nil
 }
 
@@ -110,7 +171,12 @@ func (r *results) paint(out io.Writer) error {
 		}
 		row = append(row, p)
 	}
-	tiles := draw.Tiles{Rows: 1, Cols: 2, PadX: 18, PadTop: 6, PadBottom: 4, PadLeft: 4, PadRight: 10}
+	pages, err := r.pagesPanel()
+	if err != nil {
+		return err
+	}
+	row = append(row, pages)
+	tiles := draw.Tiles{Rows: 1, Cols: 3, PadX: 18, PadTop: 6, PadBottom: 4, PadLeft: 4, PadRight: 10}
 	for i, at := range plot.Align([][]*plot.Plot{row}, tiles, canvas)[0] {
 		row[i].Draw(at)
 	}
@@ -119,6 +185,6 @@ func (r *results) paint(out io.Writer) error {
 		return err
 	}
 	// If the font is missing, a browser would take one with serifs.
-	_, err := out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
+	_, err = out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -38,6 +39,7 @@ func measure(t *testing.T, p plan) *results {
 			r.crowds[half] = append(r.crowds[half], bubble(t, func() (*crowd, error) { return p.atOnce(s, p.takes(half)) }))
 			r.days[half] = append(r.days[half], bubble(t, func() (*day, error) { return p.run(s, p.takes(half)) }))
 		}
+		r.people = append(r.people, bubble(t, func() (*people, error) { return p.meet(s) }))
 		r.weighs = append(r.weighs, bubble(t, func() (*weight, error) { return p.weigh(s) }))
 	}
 	return r
@@ -63,12 +65,15 @@ func TestMeasure(t *testing.T) {
 		assert.NotZero(t, r.crowds[half][len(subjects)-1].failed)
 	}
 
+	assert.Zero(t, r.people[0].count())
+	assert.Zero(t, r.people[0].over(time.Second))
+
 	var tables, picture bytes.Buffer
 	r.write(&tables)
 	require.NoError(t, r.paint(&picture))
 	for _, s := range subjects {
-		assert.Equal(t, 5, strings.Count(tables.String(), "| "+s.title+" |"))
-		assert.Equal(t, 2, strings.Count(picture.String(), ">"+s.short+": "))
+		assert.Equal(t, 6, strings.Count(tables.String(), "| "+s.title+" |"))
+		assert.Equal(t, 3, strings.Count(picture.String(), ">"+s.short+": "))
 	}
 	for decoder := xml.NewDecoder(bytes.NewReader(picture.Bytes())); ; {
 		_, err := decoder.Token()

@@ -26,11 +26,12 @@ type plan struct {
 	every     time.Duration // a caller of a platform that runs wants a token
 	length    time.Duration // of such a run
 	weighed   int           // accounts whose memory is measured
+	waiting   int           // accounts that all want a token when pages come
 }
 
 var (
-	full  = plan{accounts: 1000, perSecond: 40, every: 30 * time.Second, length: time.Hour, weighed: 10_000}
-	short = plan{accounts: 200, perSecond: 20, every: time.Minute, length: 20 * time.Minute, weighed: 500}
+	full  = plan{accounts: 1000, perSecond: 40, every: 30 * time.Second, length: time.Hour, weighed: 10_000, waiting: 5000}
+	short = plan{accounts: 200, perSecond: 20, every: time.Minute, length: 20 * time.Minute, weighed: 500, waiting: 400}
 )
 
 // crowd is what came of accounts that all want a token at once.
@@ -46,6 +47,14 @@ type day struct {
 	slow              int // calls that waited for more than a second
 	longest           time.Duration
 	requests, refused int
+}
+
+// people is what came of pages that ask for a token while accounts wait for
+// theirs: one page each second, until all accounts have been served, and a little longer.
+type people struct {
+	waited   []time.Duration // until its token or its error
+	failed   []bool
+	accounts atomic.Int64 // that failed
 }
 
 // network is the way to a server: 60 to 100 ms there and back, the same on each run.
@@ -74,18 +83,18 @@ func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // open is a server that takes so many requests a second, and s on it.
-func (p plan) open(s subject, takes int) (*moovtest.Server, *network, func(string) error, error) {
+func (p plan) open(s subject, takes int) (*moovtest.Server, *network, func(string) error, any, error) {
 	server := moovtest.NewInMemory(moovtest.WithRateLimit(takes), moovtest.WithLifetime(lifetime),
 		moovtest.WithExpiresInSeconds()) // what clientcredentials can read
 	n := &network{base: server.Transport(), random: rand.New(rand.NewPCG(1, 2))}
-	token, _, err := s.open(key{id: server.ClientID, secret: server.ClientSecret, url: server.URL,
+	token, all, err := s.open(key{id: server.ClientID, secret: server.ClientSecret, url: server.URL,
 		client: &http.Client{Transport: n}, perSecond: p.perSecond})
-	return server, n, token, err
+	return server, n, token, all, err
 }
 
 // atOnce lets all accounts want a token at the same time, once.
 func (p plan) atOnce(s subject, takes int) (*crowd, error) {
-	server, n, token, err := p.open(s, takes)
+	server, n, token, _, err := p.open(s, takes)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +123,7 @@ func (p plan) atOnce(s subject, takes int) (*crowd, error) {
 
 // run lets all accounts start at once, and then each want a token again and again.
 func (p plan) run(s subject, takes int) (*day, error) {
-	server, n, token, err := p.open(s, takes)
+	server, n, token, _, err := p.open(s, takes)
 	if err != nil {
 		return nil, err
 	}
@@ -148,6 +157,44 @@ func (p plan) run(s subject, takes int) (*day, error) {
 	d.requests, d.refused = n.requests, n.refused
 	return d, nil
 }
+
+// meet lets pages ask for tokens, one each second, after p.waiting accounts have
+// all asked for theirs.
+func (p plan) meet(s subject) (*people, error) {
+	server, _, token, all, err := p.open(s, p.perSecond)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Close()
+	mint := token
+	if s.mint != nil {
+		mint = func(scope string) error { return s.mint(all, scope) }
+	}
+	pages := p.pages()
+	met := &people{waited: make([]time.Duration, pages), failed: make([]bool, pages)}
+	var callers sync.WaitGroup
+	for i := range p.waiting {
+		callers.Go(func() {
+			if token(scopeOf(i)) != nil {
+				met.accounts.Add(1)
+			}
+		})
+	}
+	time.Sleep(time.Millisecond) // the accounts come first
+	for i := range pages {
+		callers.Go(func() {
+			asked := time.Now()
+			met.failed[i] = mint(scopeOf(p.waiting+i)) != nil
+			met.waited[i] = time.Since(asked)
+		})
+		time.Sleep(time.Second)
+	}
+	callers.Wait()
+	return met, nil
+}
+
+// pages is how many pages come.
+func (p plan) pages() int { return p.waiting*12/10/p.perSecond + 1 }
 
 // weight is the memory that an account takes, in bytes, its token included.
 type weight struct{ first, later float64 }

@@ -36,6 +36,8 @@ type subject struct {
 	short string // in the picture
 	// open returns what gets the token of an account. all is what holds its state.
 	open func(k key) (token func(scope string) error, all any, err error)
+	// mint gets a token for a page, where that is not the same.
+	mint func(all any, scope string) error
 }
 
 var subjects = []subject{
@@ -53,6 +55,9 @@ var subjects = []subject{
 			_, err = source.Token()
 			return err
 		}, tokens, nil
+	}, func(all any, scope string) error {
+		_, err := all.(*platform.Tokens).Mint(context.Background(), scope)
+		return err
 	}},
 	{"moovauth sources, one rate.Limiter", "moovauth, rate.Limiter", func(k key) (func(string) error, any, error) {
 		limiter := rate.NewLimiter(rate.Limit(k.perSecond), 1)
@@ -61,16 +66,16 @@ var subjects = []subject{
 				moovauth.WithBaseURL(k.url), moovauth.WithHTTPClient(k.client))
 		}}
 		return m.token, m, nil
-	}},
+	}, nil},
 	{"clientcredentials, a rate.Limiter in the RoundTripper", "x/oauth2, rate.Limiter", func(k key) (func(string) error, any, error) {
 		limited := &limited{k.client.Transport, rate.NewLimiter(rate.Limit(k.perSecond), 1)}
 		m := &sources{new: k.clientCredentials(&http.Client{Transport: limited})}
 		return m.token, m, nil
-	}},
+	}, nil},
 	{"clientcredentials", "x/oauth2", func(k key) (func(string) error, any, error) {
 		m := &sources{new: k.clientCredentials(k.client)}
 		return m.token, m, nil
-	}},
+	}, nil},
 }
 
 func (k key) credentials() moovauth.Credentials {

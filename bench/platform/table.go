@@ -5,6 +5,7 @@ package platform
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -15,6 +16,7 @@ type results struct {
 	crowds [2][]*crowd // the server takes the rate, and half of it
 	days   [2][]*day
 	weighs []*weight
+	people []*people
 }
 
 // takes is what the server takes in a second, in either run.
@@ -52,12 +54,43 @@ func (r *results) write(out io.Writer) {
 				subjects[i].title, d.calls, d.failed, d.slow, d.longest.Round(100*time.Millisecond).Seconds(), d.requests, d.refused)
 		}
 	}
+	fmt.Fprintf(out, "\n%d accounts want a token at once, and then a page asks for one each second; the server takes %d a second:\n\n", r.waiting, r.perSecond)
+	fmt.Fprintln(out, "| | pages | failed | waited for over 1 s | over 10 s | longest wait | accounts that failed |")
+	fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|--:|")
+	for i, met := range r.people {
+		fmt.Fprintf(out, "| %s | %d | %d | %d | %d | %s | %d |\n",
+			subjects[i].title, len(met.waited), met.count(), met.over(time.Second), met.over(10*time.Second), met.longest(), met.accounts.Load())
+	}
 	fmt.Fprintf(out, "\nBytes for each of %d accounts, its token of %d bytes included:\n\n", r.weighed, tokenSize)
 	fmt.Fprintln(out, "| | with its first token | after an hour |")
 	fmt.Fprintln(out, "|---|--:|--:|")
 	for i, w := range r.weighs {
 		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", subjects[i].title, w.first, w.later)
 	}
+}
+
+// count is how many failed.
+func (met *people) count() (n int) {
+	for _, failed := range met.failed {
+		if failed {
+			n++
+		}
+	}
+	return n
+}
+
+// over is how many waited for longer than d.
+func (met *people) over(d time.Duration) (n int) {
+	for _, waited := range met.waited {
+		if waited > d {
+			n++
+		}
+	}
+	return n
+}
+
+func (met *people) longest() string {
+	return fmt.Sprintf("%.1f s", slices.Max(met.waited).Seconds())
 }
 
 // plain is d without the minutes and seconds that are 0.
