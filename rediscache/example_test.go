@@ -31,3 +31,24 @@ func ExampleNew() {
 	}
 	_ = source.Client()
 }
+
+// All processes that do this share one rate: each makes its token requests when
+// it is its turn.
+func ExampleNewLimiter() {
+	client := redis.NewClient(&redis.Options{
+		Addr:                  "localhost:6379",
+		ContextTimeoutEnabled: true,
+	})
+	defer client.Close()
+	limiter, err := rediscache.NewLimiter(client, "moov", 40)
+	if err != nil {
+		log.Fatal(err)
+	}
+	source, err := moovauth.NewTokenSource(
+		moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"},
+		moovauth.WithScopes("/ping.read"), moovauth.WithLimiter(limiter))
+	if err != nil {
+		log.Fatal(err)
+	}
+	_ = source.Client()
+}

@@ -23,7 +23,7 @@ import (
 
 // bound is what a caller may wait: 2 s, and what a busy machine adds. It is
 // moovauth's own tests that hold it to the 2 s.
-const bound = 5 * time.Second
+const bound = 10 * time.Second
 
 func TestRedisThatIsNotThere(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -55,10 +55,10 @@ func TestRedisThatIsNotThere(t *testing.T) {
 			require.NoError(t, err)
 			assert.Less(t, took, bound)
 			t.Logf("the first token took %v", took.Round(time.Millisecond))
-			require.ErrorContains(t, source.Revoke(t.Context()), "no lock on the cache", "what Redis holds may live on")
+			require.ErrorContains(t, source.Revoke(t.Context()), "the cache's lock could not be obtained", "what Redis holds may live on")
 			assert.False(t, server.Alive(token.AccessToken))
 			assert.Len(t, server.TokenRequests(), 1)
-			assert.Contains(t, log.String(), "the cache failed; going on without it")
+			assert.Contains(t, log.String(), "the cache failed; continuing without it")
 		})
 	}
 }

@@ -6,11 +6,14 @@ package rediscache
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +43,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	redis.SetLogger(new(logging.VoidLogger)) // else it says of each dial that a Redis is down
+	slog.SetDefault(slog.New(&limiterLog))
 	if redisBinary == "" {
 		fmt.Println("there is no redis-server: miniredis serves")
 	} else {
@@ -156,4 +160,46 @@ func cacheOn(t *testing.T, addr string, opts ...Option) *Cache {
 	cache, err := New(connect(t, addr), opts...)
 	require.NoError(t, err)
 	return cache
+}
+
+// limiterLog is what limiters have logged, by their keys.
+var limiterLog logByKey
+
+type logByKey struct {
+	slog.Handler
+	mu      sync.Mutex
+	records map[string][]string
+}
+
+func (*logByKey) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+
+func (l *logByKey) Handle(_ context.Context, r slog.Record) error {
+	key, text := "", r.Level.String()+" "+r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "key" {
+			key = a.Value.String()
+		}
+		text += " " + a.String()
+		return true
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.records == nil {
+		l.records = make(map[string][]string)
+	}
+	l.records[key] = append(l.records[key], text)
+	return nil
+}
+
+// logged is what limiters of this name have logged. It is forgotten at the end of
+// the test.
+func logged(t *testing.T, name string) []string {
+	t.Cleanup(func() {
+		limiterLog.mu.Lock()
+		defer limiterLog.mu.Unlock()
+		delete(limiterLog.records, limitPrefix+name)
+	})
+	limiterLog.mu.Lock()
+	defer limiterLog.mu.Unlock()
+	return slices.Clone(limiterLog.records[limitPrefix+name])
 }

@@ -8,6 +8,8 @@
 //	source, err := moovauth.NewTokenSource(creds,
 //		moovauth.WithScopes("/ping.read"), moovauth.WithCache(cache))
 //
+// [NewLimiter] makes the fleet share a rate limit, too.
+//
 // It is a module of its own: programs that do not use Redis do not depend on it.
 package rediscache
 
@@ -43,6 +45,8 @@ var (
 	_ moovauth.Cache  = (*Cache)(nil)
 	_ moovauth.Locker = (*Cache)(nil)
 )
+
+var errNoClient = errors.New("rediscache: the client is nil: make one with redis.NewClient or redis.NewUniversalClient")
 
 // Cache is a [moovauth.Cache] and [moovauth.Locker] in Redis. Make one with
 // [New]. It is safe for concurrent use, and any number of sources may share it.
@@ -118,7 +122,7 @@ func check(option string, d time.Duration) error {
 // go-redis's default, for as long as the client's own timeouts say.
 func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	if client == nil {
-		return nil, errors.New("rediscache: the client is nil: make one with redis.NewClient or redis.NewUniversalClient")
+		return nil, errNoClient
 	}
 	c := &Cache{client: client, locks: redislock.New(client), ttl: defaultTTL, lockTTL: defaultLockTTL}
 	for _, opt := range opts {

@@ -133,7 +133,7 @@ func TestAlteredEntryIsAMiss(t *testing.T) {
 func TestTwoSecretsLiveSideBySide(t *testing.T) {
 	r := startRedis(t)
 	theirs := moovtest.NewInMemory()
-	ours := moovtest.NewInMemory(moovtest.WithCredentials(theirs.ClientID, "another secret"))
+	ours := moovtest.NewInMemory(moovtest.WithCredentials(theirs.ClientID, "another-secret"))
 	var log bytes.Buffer
 	for range 3 {
 		for _, server := range []*moovtest.Server{theirs, ours} {
