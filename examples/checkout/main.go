@@ -137,7 +137,7 @@ func serve(ctx context.Context, out io.Writer, listener net.Listener, app *check
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
-	hurry() // those who wait in line for a token
+	hurry() // pages that wait in the queue for a token
 	stopping, cancelStopping := context.WithTimeout(ctx, closing/5)
 	defer cancelStopping()
 	if server.Shutdown(stopping) != nil {

@@ -82,8 +82,8 @@ func TestNothingSecretReachesTheBrowser(t *testing.T) {
 	assert.NotEmpty(t, search(all, b.token()), "the access token")
 	assert.NotEmpty(t, search(all, "default-src 'none'"), "a header")
 	assert.NotEmpty(t, search(all, "checkout_session="), "the cookie")
-	assert.NotEmpty(t, search(all, "session.timer = setTimeout"), "the script")
-	for _, path := range []string{"/", "/app.js", "/style.css", "/session", "/sign-in", "/moov-token"} {
+	assert.NotEmpty(t, search(all, "export function moovToken(options)"), "the script")
+	for _, path := range []string{"/", "/app.js", "/moov-token.js", "/style.css", "/session", "/sign-in", "/moov-token"} {
 		assert.Condition(t, func() bool {
 			for _, r := range all {
 				if strings.HasPrefix(r.from, "body ") && strings.HasSuffix(r.from, b.url+path) {
@@ -171,6 +171,70 @@ func TestSessionThatEndedElsewhere(t *testing.T) {
 	assert.Len(t, b.api.TokenRequests(), requests)
 }
 
+// Ada has the page open, and Grace signs in in another tab.
+func TestTwoUsersInTwoTabs(t *testing.T) {
+	t.Parallel()
+	ada := open(t, setting{lifetime: 10 * time.Second})
+	ada.signIn("ada")
+	grace := ada.beside()
+	grace.reads("#signed", "You are Ada") // the same cookie
+	grace.click("#users button[value=grace]")
+	grace.reads("#signed", "You are Grace")
+	grace.reads("#scopes", "grace-8e07")
+	ada.reads("#signed", "409. Somebody else has signed in, in another tab. This page was Ada’s") // at the next renewal
+	assert.NotContains(t, ada.text("#scopes"), "grace")
+	assert.Equal(t, "–", ada.text("#seconds"))
+	assert.False(t, ada.api.Alive(ada.token()))
+	ada.mu.Lock()
+	for _, r := range ada.received {
+		if strings.HasSuffix(r.from, "/moov-token") {
+			assert.NotContains(t, r.what, "grace", "it got no token of hers")
+		}
+	}
+	ada.mu.Unlock()
+	assert.Contains(t, grace.text("#signed"), "You are Grace")
+	grace.click("#link")
+	grace.reads("#linked", "201 Created")
+}
+
+// It learns so at once if it calls the API, since the token was revoked; and it
+// cannot sign her out.
+func TestTabOfAnotherUserDoesNothingForHer(t *testing.T) {
+	t.Parallel()
+	for button, status := range map[string]string{"#link": "#linked", "#out": "#signed"} {
+		t.Run(button, func(t *testing.T) {
+			t.Parallel()
+			ada := open(t, setting{})
+			ada.signIn("ada")
+			grace := ada.beside()
+			grace.click("#users button[value=grace]")
+			grace.reads("#scopes", "grace-8e07")
+			ada.click(button)
+			ada.reads("#signed", "409. Somebody else has signed in")
+			if button == "#link" {
+				ada.reads(status, "The card was not linked")
+			}
+			assert.NotEmpty(t, ada.api.AccessTokens(), "she is signed in")
+			grace.click("#link")
+			grace.reads("#linked", "201 Created")
+			grace.do(chromedp.Reload())
+			grace.reads("#signed", "You are Grace")
+		})
+	}
+}
+
+// Moov is away at sign-out.
+func TestSignOutWhoseRevocationFails(t *testing.T) {
+	t.Parallel()
+	b := open(t, setting{})
+	b.signIn("ada")
+	token := b.token()
+	b.api.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"invalid_request"}`})
+	b.click("#out")
+	b.reads("#ended", "502. Signed out, but Moov has not revoked the token yet. Your server tries again")
+	require.Eventually(t, func() bool { return !b.api.Alive(token) }, patience, 10*time.Millisecond)
+}
+
 func TestAPIAtItsLimit(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{})
@@ -193,16 +257,60 @@ func TestAPIAtItsLimit(t *testing.T) {
 	assert.Less(t, calls, 60, "the page waited")
 }
 
-func TestServerWhoseLineIsFull(t *testing.T) {
+func TestServerWhoseQueueIsFull(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{lifetime: 4 * time.Second})
 	b.signIn("ada")
-	b.api.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"12"}}}) // more than the 10 s that a page waits in line
-	b.reads("#token", "503. Your server has many requests for Moov in line. The page asks again in ")
+	b.api.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"12"}}}) // more than the 10 s that a page waits in the queue
+	b.reads("#token", "503. Your server has many requests in the queue. The page asks again in ")
 	b.until(`document.querySelector("#unit").textContent === "expired" && document.querySelector("#next").textContent.includes("waits")`)
 	b.reads("#token", "Renewed.")
 	b.click("#link")
 	b.reads("#linked", "201 Created")
+}
+
+func TestOperatorSeesTheQueue(t *testing.T) {
+	t.Parallel()
+	b := open(t, setting{})
+	b.reads("#queued", "0")
+	b.click("#crowd")
+	b.reads("#crowded", "Sign in first.")
+	b.signIn("ada")
+	b.click("#crowd")
+	b.reads("#crowded", "People first.")
+	requests := b.api.TokenRequests()
+	first, last := ofAda(requests)
+	before, after := 0, 0 // how many requests were in the queue
+	_, err := fmt.Sscanf(b.text("#crowded"), "People first. %d requests were in the queue when this page asked for its token. When the token came, %d of them", &before, &after)
+	require.NoError(t, err, b.text("#crowded"))
+	assert.Greater(t, before, 300)
+	assert.Greater(t, after, 200, "the page came after them, and was served before them")
+	assert.Less(t, first, last)
+	assert.Less(t, last, 250, "of the requests that Moov has answered, with 500 accounts")
+
+	served := eval[int](b, `Number(document.querySelector("#served").textContent)`)
+	b.until(fmt.Sprintf(`Number(document.querySelector("#served").textContent) > %d + 10`, served))
+	assert.Regexp(t, `^\d+\.\d s$`, b.text("#longest"))
+	for _, id := range []string{"#rate", "#needed"} {
+		assert.Regexp(t, `^\d+\.\d/s$`, b.text(id))
+	}
+	assert.Regexp(t, `^\d+$`, b.text("#toomany")) // 9.7 a second, of the 10 that the API takes: one may come too early
+	assert.Equal(t, "0", b.text("#timedout"))
+	assert.Less(t, eval[float64](b, `document.querySelector("#progress").value`), 400.0)
+}
+
+// ofAda is where Ada's first and last token requests are among all.
+func ofAda(requests []moovtest.Request) (first, last int) {
+	first = -1
+	for i, r := range requests {
+		if strings.Contains(r.Form.Get("scope"), "/ada-") {
+			last = i
+			if first < 0 {
+				first = i
+			}
+		}
+	}
+	return first, last
 }
 
 func TestServerThatIsAway(t *testing.T) {
@@ -270,8 +378,8 @@ func TestAccessibilityTree(t *testing.T) {
 		}
 		named[role] = append(named[role], name)
 	}
-	assert.ElementsMatch(t, []string{"Signed in as Ada account ada-5c21", "Switch to Grace account grace-8e07", "Link a test card", "Ask for Grace’s cards", "Make 25 calls at once", "Sign out"}, named["button"])
-	assert.ElementsMatch(t, []string{"Access tokens for the browser", "This page", "Your server", "Moov’s API", "Sign in", "Get a token", "Call the API", "Sign out", "What this page sent"}, named["heading"])
+	assert.ElementsMatch(t, []string{"Signed in as Ada account ada-5c21", "Switch to Grace account grace-8e07", "Link a test card", "Ask for Grace’s cards", "Make 25 calls at once", "Sign out", "Let 500 accounts get tokens at once"}, named["button"])
+	assert.ElementsMatch(t, []string{"Access tokens for the browser", "This page", "Your server", "Moov’s API", "Sign in", "Get a token", "Call the API", "Sign out", "What the platform’s operator sees", "What this page sent"}, named["heading"])
 	assert.Contains(t, named["group"], "Sign in as")
 	require.Len(t, named["image"], 1)
 	assert.Regexp(t, `^The token has \d+ seconds left$`, named["image"][0])

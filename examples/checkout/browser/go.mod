@@ -13,15 +13,15 @@ require (
 	github.com/chromedp/chromedp v0.23.0
 	github.com/moovauth/moovauth v0.1.0
 	github.com/moovauth/moovauth/examples/checkout v0.1.0
+	github.com/moovauth/moovauth/platform v0.1.0
 	github.com/stretchr/testify v1.12.1
 )
 
 require (
 	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
-	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
-	github.com/moovauth/moovauth/platform v0.1.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/net v0.62.0 // indirect
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
-	golang.org/x/time v0.16.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
 )

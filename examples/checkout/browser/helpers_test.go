@@ -135,14 +135,9 @@ func open(t *testing.T, s setting) *tab {
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 
-	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
-	t.Cleanup(cancel)
-	b := &tab{t: t, ctx: ctx, app: app, api: api, url: origin, requests: make(map[network.RequestID]string)}
-	require.NoError(t, chromedp.Do(ctx, chromedp.Func(func(_ context.Context, target *chromedp.Target) error {
-		b.target = target
-		return nil
-	})))
-	require.NoError(t, chromedp.Listen(ctx, b.listen))
+	b := blank(t, browser, chromedp.WithNewBrowserContext())
+	b.app, b.api, b.url, b.requests = app, api, origin, make(map[network.RequestID]string)
+	require.NoError(t, chromedp.Listen(b.ctx, b.listen))
 
 	if s.width == 0 {
 		s.width, s.height = 1200, 900
@@ -173,6 +168,29 @@ func open(t *testing.T, s setting) *tab {
 		assert.Empty(t, b.wrong, "what the browser complains about")
 	})
 	return b
+}
+
+// blank opens a tab: in the profile of the parent, or in a new one.
+func blank(t *testing.T, parent context.Context, opts ...chromedp.ContextOption) *tab {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(parent, opts...)
+	t.Cleanup(cancel)
+	b := &tab{t: t, ctx: ctx}
+	require.NoError(t, chromedp.Do(ctx, chromedp.Func(func(_ context.Context, target *chromedp.Target) error {
+		b.target = target
+		return nil
+	})))
+	return b
+}
+
+// beside opens the page in another tab of the same profile.
+func (b *tab) beside() *tab {
+	b.t.Helper()
+	other := blank(b.t, b.ctx)
+	other.app, other.api, other.url = b.app, b.api, b.url
+	other.do(chromedp.Navigate(b.url))
+	other.see("#users button")
+	return other
 }
 
 func (b *tab) listen(event any) {

@@ -2,11 +2,11 @@
 // server that it has its tokens from.
 package checkout
 
-// This file is the server as the page sees it. Who is signed in is in
-// sessions.go, what stands in for Moov in api.go, the page in page/.
+// This file is the server as the page sees it. Who is signed in, and which tokens
+// their pages were given, is in sessions.go, the other accounts are in crowd.go,
+// what stands in for Moov is in api.go, and the page in page/.
 
 import (
-	"bytes"
 	"context"
 	"embed"
 	"encoding/json"
@@ -17,6 +17,8 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"golang.org/x/oauth2"
 
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/platform"
@@ -39,6 +41,7 @@ type App struct {
 	config   Config
 	tokens   *platform.Tokens
 	sessions *sessions
+	crowd    *crowd
 	handler  http.Handler
 	hosts    []string // that the page is known by
 	policy   string   // the Content-Security-Policy
@@ -62,28 +65,34 @@ func New(config Config) (*App, error) {
 		}
 		a.hosts = append(a.hosts, u.Host)
 	}
-	opts := append([]moovauth.Option{moovauth.WithBaseURL(config.API)}, config.Source...)
-	creds := config.Credentials
-
-	mux := http.NewServeMux()
-	// README, server: from here
-	tokens, err := platform.New(creds, platform.WithSource(opts...)) // WithBaseURL, WithOrigin
+	tokens, err := platform.New(config.Credentials,
+		platform.WithMinted(a.minted),
+		platform.WithSource(moovauth.WithBaseURL(config.API)), platform.WithSource(config.Source...))
 	if err != nil {
 		return nil, err
 	}
-	mux.Handle("/moov-token", a.remember(tokens.Handler(func(r *http.Request) ([]string, error) {
-		session := a.sessions.of(r)
-		if session == nil {
-			return nil, status(http.StatusUnauthorized)
-		}
-		return a.scopes(session.user), nil // of this user's account alone
-	})))
-	// README, server: to here
 	a.tokens = tokens
-	a.sessions = &sessions{revoke: tokens.Revoke, open: make(map[string]*session)}
+	a.sessions = newSessions(tokens.Revoke)
+
+	mux := http.NewServeMux()
+	// README, server: from here
+	mux.Handle("GET /moov-token.js", platform.PageModule())
+	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
+		user, err := a.userOf(r) // your own session
+		if err != nil {
+			return nil, err // such as platform.StatusError(401)
+		}
+		return a.scopes(user), nil
+	}))
+	// README, server: to here
 	mux.HandleFunc("GET /session", a.session)
 	mux.HandleFunc("POST /sign-in", a.signIn)
 	mux.HandleFunc("POST /sign-out", a.signOut)
+	a.crowd = &crowd{tokens: tokens}
+	mux.HandleFunc("GET /stats", a.stats)
+	if config.Embedded {
+		mux.HandleFunc("POST /crowd", a.startCrowd)
+	}
 	files, err := fs.Sub(page, "page")
 	if err != nil {
 		return nil, err
@@ -96,6 +105,9 @@ func New(config Config) (*App, error) {
 // Close signs everybody out, and returns how many tokens were revoked.
 func (a *App) Close(ctx context.Context) (int, error) {
 	revoked, err := a.sessions.endAll(ctx)
+	if a.config.Embedded { // what the crowd has ends with the server that gave it
+		return revoked, err
+	}
 	return revoked, errors.Join(err, a.tokens.RevokeAll(ctx))
 }
 
@@ -115,15 +127,28 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.handler.ServeHTTP(w, r)
 }
 
-// status is an error, and the status of the reply that the page gets.
-//
-// README, status: from here
-type status int
+// userOf returns the user who is signed in. Its error is a StatusError: 401 if no
+// one is signed in, 409 if the page is another user's.
+func (a *App) userOf(r *http.Request) (user, error) {
+	session := a.sessions.of(r)
+	if session == nil {
+		return user{}, platform.StatusError(http.StatusUnauthorized)
+	}
+	if !session.isOf(r) {
+		return user{}, platform.StatusError(http.StatusConflict)
+	}
+	return session.user, nil
+}
 
-func (s status) Error() string   { return http.StatusText(int(s)) }
-func (s status) StatusCode() int { return int(s) }
-
-// README, status: to here
+// minted notes a token for its session, so that sign-out can revoke it. If the
+// session has ended while the token was requested, the error has it revoked.
+func (a *App) minted(r *http.Request, token *oauth2.Token) error {
+	session := a.sessions.of(r)
+	if session == nil || !a.sessions.keep(session, token.AccessToken, token.Expiry) {
+		return platform.StatusError(http.StatusUnauthorized)
+	}
+	return nil
+}
 
 // scopes are what the page of a user may do.
 func (a *App) scopes(u user) []string {
@@ -133,56 +158,12 @@ func (a *App) scopes(u user) []string {
 	return []string{"/accounts/" + u.Account + "/cards.read", "/accounts/" + u.Account + "/cards.write"}
 }
 
-// remember takes note of the tokens that next hands out, so that sign-out can
-// revoke them. A token for a session that has ended meanwhile goes to nobody.
-func (a *App) remember(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		session := a.sessions.of(r)
-		reply := &reply{ResponseWriter: w, status: http.StatusOK}
-		next.ServeHTTP(reply, r)
-		if reply.status == http.StatusOK {
-			var token struct {
-				AccessToken string `json:"access_token"`
-				ExpiresIn   int64  `json:"expires_in"`
-			}
-			err := json.Unmarshal(reply.body.Bytes(), &token)
-			// The seconds were rounded down: the token may live one longer.
-			expiry := time.Now().Add(time.Duration(token.ExpiresIn+1) * time.Second)
-			switch {
-			case err != nil:
-				http.Error(w, "no token", http.StatusInternalServerError)
-				return
-			case session == nil || !a.sessions.keep(session, token.AccessToken, expiry):
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 5*time.Second)
-				defer cancel()
-				if err := a.tokens.Revoke(ctx, token.AccessToken); err != nil {
-					log.Print(err)
-				}
-				writeJSON(w, http.StatusUnauthorized, map[string]string{"error": "unauthorized"})
-				return
-			}
-		}
-		w.WriteHeader(reply.status)
-		_, _ = w.Write(reply.body.Bytes()) // the page may have gone
-	})
-}
-
-// reply is a response that is not sent yet; its header is that of the real one.
-type reply struct {
-	http.ResponseWriter
-	status int
-	body   bytes.Buffer
-}
-
-func (r *reply) WriteHeader(status int)      { r.status = status }
-func (r *reply) Write(b []byte) (int, error) { return r.body.Write(b) }
-
 // state is what the page knows of its server. There is no secret in it.
 type state struct {
 	API      string `json:"api"`
 	Embedded bool   `json:"embedded"`
 	Users    []user `json:"users"`
-	User     *user  `json:"user"` // who is signed in; null: nobody
+	User     *user  `json:"user"` // who is signed in; null: no one
 }
 
 func (a *App) write(w http.ResponseWriter, of *session) {
@@ -216,15 +197,21 @@ func (a *App) signIn(w http.ResponseWriter, r *http.Request) {
 	a.write(w, session)
 }
 
-// signOut ends the session, and revokes the tokens that its page was given.
+// signOut ends the session, and revokes the tokens that its page was given. A
+// page of another user ends nothing.
 func (a *App) signOut(w http.ResponseWriter, r *http.Request) {
+	session := a.sessions.of(r)
+	if session != nil && !session.isOf(r) {
+		writeJSON(w, http.StatusConflict, map[string]string{"error": "conflict"})
+		return
+	}
 	var err error
-	if session := a.sessions.of(r); session != nil {
+	if session != nil {
 		err = a.end(r, session)
 	}
 	a.setCookie(w, r, "", -1)
 	if err != nil {
-		writeJSON(w, http.StatusBadGateway, map[string]string{"error": "bad_gateway"}) // signed out, but the token lives until it expires
+		writeJSON(w, http.StatusBadGateway, map[string]string{"error": "bad_gateway"}) // signed out; sessions tries again to revoke the token
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)

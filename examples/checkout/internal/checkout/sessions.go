@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -34,7 +35,13 @@ type sessions struct {
 
 	mu     sync.Mutex // guards what follows, and the tokens of each session
 	open   map[string]*session
+	left   map[string]time.Time // tokens that could not be revoked: when they expire
+	again  *time.Timer          // tries them again; nil: there are none
 	closed bool
+}
+
+func newSessions(revoke func(context.Context, string) error) *sessions {
+	return &sessions{revoke: revoke, open: make(map[string]*session), left: make(map[string]time.Time)}
 }
 
 type session struct {
@@ -73,6 +80,13 @@ func (s *sessions) of(r *http.Request) *session {
 	return s.open[cookie.Value]
 }
 
+// isOf reports whether a request is from a page of the session's user. Another
+// user may have signed in meanwhile, in another tab.
+func (s *session) isOf(r *http.Request) bool {
+	page := r.Header.Get("X-Page-User")
+	return page == "" || page == s.user.ID
+}
+
 // keep remembers a token of a session, so that end can revoke it. It reports
 // false if the session has ended meanwhile.
 func (s *sessions) keep(of *session, token string, expiry time.Time) bool {
@@ -91,6 +105,7 @@ func (s *sessions) keep(of *session, token string, expiry time.Time) bool {
 }
 
 // end signs a user out, and revokes the tokens. It returns how many it revoked.
+// What could not be revoked is tried again, until it has expired.
 func (s *sessions) end(ctx context.Context, of *session) (int, error) {
 	s.mu.Lock()
 	of.ended = true
@@ -100,52 +115,78 @@ func (s *sessions) end(ctx context.Context, of *session) (int, error) {
 	of.tokens = nil
 	s.mu.Unlock()
 
-	var mu sync.Mutex // guards what follows
-	var revoked int
-	var errs []error
+	left, revoked, err := s.revokeAll(ctx, tokens)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.Copy(s.left, left)
+	if s.again == nil {
+		s.tryAgain(time.Second)
+	}
+	return revoked, err
+}
+
+// tryAgain revokes what is left after a wait, and then at longer and longer
+// intervals. s.mu is held.
+func (s *sessions) tryAgain(wait time.Duration) {
+	s.again = nil
+	if len(s.left) == 0 || s.closed { // endAll has it
+		return
+	}
+	s.again = time.AfterFunc(wait, func() {
+		s.mu.Lock()
+		tokens := maps.Clone(s.left)
+		s.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		left, _, _ := s.revokeAll(ctx, tokens) // the sign-out has logged why
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		maps.DeleteFunc(s.left, func(token string, _ time.Time) bool {
+			return !tokens[token].IsZero() && left[token].IsZero() // revoked, or expired
+		})
+		s.tryAgain(min(2*wait, 30*time.Second))
+	})
+}
+
+// revokeAll revokes the tokens that have not expired. It returns those that are
+// left, and how many it revoked.
+func (s *sessions) revokeAll(ctx context.Context, tokens map[string]time.Time) (left map[string]time.Time, revoked int, err error) {
+	left = make(map[string]time.Time)
+	var mu sync.Mutex // guards the results
 	var all sync.WaitGroup
 	for token, expiry := range tokens {
 		if time.Now().After(expiry) {
 			continue
 		}
 		all.Go(func() {
-			err := s.revoke(ctx, token)
+			failed := s.revoke(ctx, token)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, err)
-			} else {
+			if failed == nil {
 				revoked++
+				return
 			}
+			left[token] = expiry
+			err = errors.Join(err, failed)
 		})
 	}
 	all.Wait()
-	return revoked, errors.Join(errs...)
+	return left, revoked, err
 }
 
 // endAll signs everybody out. Nobody can sign in any more.
 func (s *sessions) endAll(ctx context.Context) (int, error) {
 	s.mu.Lock()
 	s.closed = true
-	var open []*session
+	tokens := maps.Clone(s.left)
 	for _, o := range s.open {
-		open = append(open, o)
+		o.ended = true
+		o.timer.Stop()
+		maps.Copy(tokens, o.tokens)
+		o.tokens = nil
 	}
+	clear(s.open)
 	s.mu.Unlock()
-
-	var mu sync.Mutex // guards what follows
-	var revoked int
-	var errs []error
-	var all sync.WaitGroup
-	for _, o := range open {
-		all.Go(func() {
-			n, err := s.end(ctx, o)
-			mu.Lock()
-			defer mu.Unlock()
-			revoked += n
-			errs = append(errs, err)
-		})
-	}
-	all.Wait()
-	return revoked, errors.Join(errs...)
+	_, revoked, err := s.revokeAll(ctx, tokens)
+	return revoked, err
 }

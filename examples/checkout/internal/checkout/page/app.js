@@ -1,29 +1,30 @@
-// The page: it gets a token from its server, keeps it fresh, and calls Moov's API.
+// The page: it calls Moov's API with a token that moov-token.js keeps fresh.
+
+import { moovToken } from "/moov-token.js";
 
 const $ = (id) => document.getElementById(id);
 const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 
 let server;         // what GET /session says: where the API is, and who may sign in
-let session = null; // from sign-in to sign-out: { user, token, timer, … }
+let session = null; // from sign-in to sign-out: { user, tokens, token, … }
 
-// README, page: from here
-async function renew(session) {
-	const reply = await fetch("/moov-token", { method: "POST" }).catch(() => Response.error());
-	const token = reply.ok && await reply.json().catch(() => null);
-	if (!token) return refused(session, reply); // 401: signed out. 503: try again after Retry-After
-	session.timer = setTimeout(renew, 1000 * Math.max(1, token.expires_in * 0.8), session);
-	use(session, token); // access_token, token_type, expires_in (seconds), scope
+// keep keeps the token of a session fresh.
+function keep(its) {
+	its.tokens = moovToken({
+		url: "/moov-token",
+		headers: { "X-Page-User": its.user.id },
+		onToken(token) { use(its, token); },
+		onEnd(status) { refused(its, status); },
+		onTrouble({ status, retryIn }) { wanting(its, status, retryIn); },
+	});
 }
-// README, page: to here
 
 // use is called with each new token.
 function use(its, token) {
 	note("POST", "/moov-token", 200, its.token ? "your server: the next token" : "your server: a token");
-	if (its !== session) return clearTimeout(its.timer); // signed out meanwhile
 	its.renewals = its.token ? its.renewals + 1 : 0;
 	its.token = token;
-	its.received = Date.now();
-	its.expiry = its.received + 1000 * token.expires_in;
+	its.expiry = Date.now() + 1000 * token.expires_in;
 	// The first renewal is told. After that a screen reader would be disturbed each time.
 	if (its.renewals < 2 || its.waiting) {
 		say("token", "good", its.renewals ? "Renewed." : "Here it is.", its.renewals
@@ -34,39 +35,42 @@ function use(its, token) {
 	draw();
 }
 
-// refused is called when there is no new token.
-async function refused(its, reply) {
-	note("POST", "/moov-token", reply.status, "your server: no token");
+// refused is called when there will be no more tokens.
+function refused(its, status) {
+	note("POST", "/moov-token", status, "your server: no token");
 	if (its !== session) return;
-	if (reply.status === 401 || reply.status === 403) {
-		end();
-		say("signed", "bad", `${reply.status}.`, " The session has ended. Sign in again.");
-		return;
-	}
-	const seconds = retryAfter(reply) || 5;
-	its.waiting = true;
-	say("token", "warn", reply.status ? `${reply.status}.` : "No reply.", (reply.status === 503
-		? " Your server has many requests for Moov in line."
-		: reply.status ? " Your server got no token from Moov; its log says why." : " Your server cannot be reached.") +
-		` The page asks again in ${seconds} s.`);
-	its.timer = setTimeout(renew, 1000 * seconds, its);
+	end();
+	say("signed", "bad", `${status}.`, status === 409
+		? ` Somebody else has signed in, in another tab. This page was ${its.user.name}’s: load it again, or sign in.`
+		: " The session has ended. Sign in again.");
 }
 
-// call calls the API. At the API's limit it waits as long as it is told to, and
-// tells the caller's waiting function.
-async function call(its, method, path, { body, waiting = () => {}, quiet = false } = {}) {
-	for (;;) {
-		if (its === session && Date.now() >= its.expiry && !its.waiting) { // the computer was asleep, say
-			clearTimeout(its.timer);
-			its.renewing ??= renew(its).finally(() => { its.renewing = null; }); // one for all calls
-			await its.renewing;
-		}
+// wanting is called when there is no new token yet.
+function wanting(its, status, retryIn) {
+	note("POST", "/moov-token", status, "your server: no token");
+	its.waiting = true;
+	say("token", "warn", status ? `${status}.` : "No reply.", (status === 503
+		? " Your server has many requests in the queue."
+		: status ? " Your server got no token from Moov; its log says why." : " Your server cannot be reached.") +
+		` The page asks again in ${Math.floor(retryIn)} s.`);
+}
+
+// call calls the API, with the newest token unless it is given one. At the API's
+// limit it waits as long as it is told to, and tells the caller's waiting function.
+async function call(its, method, path, { body, token = null, waiting = () => {}, quiet = false } = {}) {
+	for (let renewed = false; ;) {
+		const bearer = token ?? its.tokens.token ?? await its.tokens.renew().catch(() => null); // the computer was asleep, say
+		if (!bearer) return { status: 401, content: {} };
 		const reply = await fetch(server.api + path, {
 			method, body,
-			headers: { Authorization: `Bearer ${its.token.access_token}`, ...body && { "Content-Type": "application/json" } },
+			headers: { Authorization: `Bearer ${bearer}`, ...body && { "Content-Type": "application/json" } },
 		}).catch(() => Response.error());
 		const content = await reply.json().catch(() => ({}));
 		if (!quiet) note(method, path, reply.status, "Moov’s API");
+		if (reply.status === 401 && !token && !renewed) { // it was revoked: somebody else has signed in, say
+			renewed = true;
+			if (await its.tokens.renew().catch(() => null)) continue;
+		}
 		if (reply.status !== 429 && reply.status !== 503) return { status: reply.status, content };
 		const seconds = retryAfter(reply) || 1;
 		waiting(seconds, reply.status);
@@ -96,18 +100,19 @@ async function signOut() {
 	const its = session;
 	const button = $("out");
 	button.setAttribute("aria-disabled", "true");
-	const reply = await fetch("/sign-out", { method: "POST" }).catch(() => Response.error());
+	const reply = await fetch("/sign-out", { method: "POST", headers: { "X-Page-User": its.user.id } }).catch(() => Response.error());
 	note("POST", "/sign-out", reply.status, "your server: it revokes the token at Moov");
 	if (!reply.status) {
 		button.setAttribute("aria-disabled", "false");
 		return say("ended", "bad", "No reply.", " Your server cannot be reached.");
 	}
+	if (reply.status === 409) return refused(its, 409);
 	if (its === session) end();
 	say("signed", "", "", "Signed out.");
-	if (!reply.ok) return say("ended", "warn", `${reply.status}.`, " Signed out, but the token could not be revoked. It lives until it expires.");
+	if (!reply.ok) return say("ended", "warn", `${reply.status}.`, " Signed out, but Moov has not revoked the token yet. Your server tries again, until the token has expired.");
 	if (!its.token) return say("ended", "good", "Signed out.", " There was no token yet.");
 	say("ended", "", "", "Revoked. Trying the token once more …");
-	const { status } = await call(its, "GET", server.embedded ? cards(its.user) : "/ping");
+	const { status } = await call(its, "GET", server.embedded ? cards(its.user) : "/ping", { token: its.token.access_token });
 	if (status === 401) say("ended", "good", "401 Unauthorized, as it should be.", " The token was revoked with the session: a copy of it is worth nothing.");
 	else say("ended", "bad", named(status), " That should have been a 401.");
 }
@@ -161,21 +166,57 @@ async function ping() {
 	else say("pinged", "bad", named(status), "");
 }
 
+// crowd lets the other accounts request tokens, and then this page, which goes first.
+async function crowd() {
+	const its = session;
+	const reply = await fetch("/crowd", { method: "POST" }).catch(() => Response.error());
+	note("POST", "/crowd", reply.status, "your server: 500 accounts request tokens");
+	if (!reply.ok) return say("crowded", "bad", named(reply.status), " The accounts request no tokens.");
+	let before = await watch();
+	while (before.crowd - before.inQueue > 20) { // they are still coming to the queue
+		await wait(0.05);
+		before = await watch();
+	}
+	say("crowded", "", "", `${before.inQueue} requests are in the queue. This page requests a token, too …`);
+	const token = await its.tokens.renew().catch(() => null);
+	const after = await watch();
+	if (token) say("crowded", "good", "People first.", ` ${before.inQueue} requests were in the queue when this page asked for its token. When the token came, ${after.inQueue} of them were still there.`);
+	else say("crowded", "warn", "No token yet.", ` ${after.inQueue} requests are in the queue.`);
+}
+
+// watch shows the operator's figures, and goes on: often while requests are in the queue.
+async function watch() {
+	const reply = await fetch("/stats").catch(() => Response.error());
+	const stats = reply.ok ? await reply.json() : { crowd: 0, inQueue: 0 };
+	clearTimeout(watch.timer);
+	watch.timer = setTimeout(watch, stats.crowd || stats.inQueue ? 500 : 3000);
+	if (!reply.ok) return stats;
+	$("progress").value = $("progress").max - stats.crowd;
+	text($("queued"), stats.inQueue);
+	text($("longest"), `${stats.longestWait.toFixed(1)} s`);
+	text($("rate"), `${stats.rate.toFixed(1)}/s`);
+	text($("needed"), `${stats.needed.toFixed(1)}/s`);
+	text($("served"), stats.served);
+	text($("toomany"), stats.refused);
+	text($("timedout"), stats.timedOut);
+	return stats;
+}
+
 // --- What is shown ---
 
 function begin(user) {
 	session = { user, renewals: 0 };
-	for (const id of ["linked", "refused", "limited", "pinged", "ended", "token"]) say(id, "", "", "");
+	for (const id of ["linked", "refused", "limited", "pinged", "ended", "token", "crowded"]) say(id, "", "", "");
 	$("dots").replaceChildren();
 	say("signed", "good", `You are ${user.name}.`, server.embedded ? ` Your account at Moov is ${user.account}.` : "");
 	const other = server.users.find((u) => u.id !== user.id);
 	$("other").textContent = `Ask for ${other.name}’s cards`;
 	enable();
-	renew(session);
+	keep(session);
 }
 
 function end() {
-	if (session) clearTimeout(session.timer);
+	session?.tokens.stop();
 	session = null;
 	say("signed", "", "", "");
 	enable();
@@ -185,7 +226,7 @@ function end() {
 // enable keeps buttons that cannot be used yet where they are, so that the focus
 // does not get lost, and a screen reader finds them.
 function enable() {
-	for (const id of ["link", "other", "many", "ping", "out"]) $(id).setAttribute("aria-disabled", String(!session));
+	for (const id of ["link", "other", "many", "ping", "out", "crowd"]) $(id).setAttribute("aria-disabled", String(!session));
 	for (const button of $("users").children) {
 		const { name } = server.users.find((user) => user.id === button.value);
 		const pressed = button.value === session?.user.id;
@@ -285,8 +326,10 @@ async function start() {
 	press("many", "limited", callMany);
 	press("ping", "pinged", ping);
 	press("out", "ended", signOut);
+	press("crowd", "crowded", crowd);
 	enable();
 	setInterval(draw, 250);
+	if (server.embedded) watch();
 	if (server.user) begin(server.user); // the page was loaded again
 }
 

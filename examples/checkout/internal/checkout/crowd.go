@@ -1,0 +1,92 @@
+package checkout
+
+// This file is the rest of the platform: many accounts that need a token at the
+// same moment, and what its operator sees of them.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/platform"
+)
+
+// crowdSize is how many accounts there are, besides the two who can sign in.
+const crowdSize = 500
+
+type crowd struct {
+	tokens *platform.Tokens
+
+	mu   sync.Mutex // guards what follows
+	left int        // accounts that wait for their token
+}
+
+// start lets all accounts request a token at once, unless some still wait for one.
+func (c *crowd) start() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left > 0 {
+		return nil
+	}
+	for i := range crowdSize {
+		source, err := c.tokens.Source(fmt.Sprintf("/accounts/crowd-%03d/cards.read", i))
+		if err != nil {
+			return err
+		}
+		c.left++
+		go func() {
+			c.ask(source)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.left--
+		}()
+	}
+	return nil
+}
+
+// ask requests the next token of one account.
+func (c *crowd) ask(source *moovauth.TokenSource) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	if time.Now().Before(source.Stats().Expiry) {
+		if token, err := source.TokenContext(ctx); err == nil {
+			source.Invalidate(token.AccessToken)
+		}
+	}
+	_, _ = source.TokenContext(ctx) // the operator sees failures in the figures
+}
+
+// stats is what an operator would put on a dashboard.
+type stats struct {
+	Crowd       int     `json:"crowd"` // accounts that wait for their token
+	InQueue     int     `json:"inQueue"`
+	LongestWait float64 `json:"longestWait"` // seconds
+	Rate        float64 `json:"rate"`        // requests per second
+	Needed      float64 `json:"needed"`      // refreshes per second
+	Served      uint64  `json:"served"`
+	Refused     uint64  `json:"refused"`
+	TimedOut    uint64  `json:"timedOut"`
+}
+
+func (a *App) stats(w http.ResponseWriter, _ *http.Request) {
+	s := a.tokens.Stats()
+	a.crowd.mu.Lock()
+	left := a.crowd.left
+	a.crowd.mu.Unlock()
+	writeJSON(w, http.StatusOK, stats{
+		Crowd: left, InQueue: s.InLine, LongestWait: s.LongestWait.Seconds(), Rate: s.Rate, Needed: s.Needed,
+		Served: s.Served, Refused: s.Refused, TimedOut: s.TimedOut,
+	})
+}
+
+// startCrowd is for the embedded server: Moov itself has no such accounts.
+func (a *App) startCrowd(w http.ResponseWriter, _ *http.Request) {
+	if err := a.crowd.start(); err != nil {
+		writeJSON(w, http.StatusInternalServerError, map[string]string{"error": "internal_server_error"})
+		return
+	}
+	w.WriteHeader(http.StatusAccepted)
+}
