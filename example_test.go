@@ -7,6 +7,8 @@ import (
 	"log"
 	"net/http"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/oauth2"
 
@@ -99,6 +101,23 @@ func ExampleTransport() {
 	// v2024.01.00
 }
 
+// RequestToken is for a caller that keeps the token by itself.
+func ExampleRequestToken() {
+	server := moovtest.NewServer()
+	defer server.Close()
+
+	token, err := moovauth.RequestToken(context.Background(),
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		moovauth.WithScopes("/ping.read"),
+		moovauth.WithBaseURL(server.URL),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(token.TokenType, server.Alive(token.AccessToken))
+	// Output: Bearer true
+}
+
 func ExampleRevoke() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -162,4 +181,92 @@ func ExampleError() {
 	// token 422 false true true
 	// true
 	// true
+}
+
+// ready reports whether the next call gets a token, as far as is known. It makes
+// no request, so a probe may call it every second. A source that is idle is ready.
+func ready(source *moovauth.TokenSource) bool {
+	s := source.Stats()
+	return s.Phase != moovauth.PhaseNone || !time.Now().Before(s.CoolDownUntil)
+}
+
+// A readiness probe. A liveness probe should not look at the token: a restart does
+// not help if the token endpoint is down.
+func ExampleTokenSource_Stats_readiness() {
+	server := moovtest.NewServer() // for this example: yours is Moov
+	defer server.Close()
+	server.Enqueue(moovtest.Answer{Status: http.StatusUnauthorized, Body: `{"error":"invalid_client"}`})
+	source, err := moovauth.NewTokenSource(
+		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
+		moovauth.WithScopes("/ping.read"),
+		moovauth.WithBaseURL(server.URL),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("before the first call:", ready(source))
+
+	_, _ = source.Token() // which Moov refuses
+	fmt.Println("after a failure:", ready(source))
+
+	time.Sleep(300 * time.Millisecond) // the source backs off
+	if _, err := source.Token(); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("with a token:", ready(source))
+	// Output:
+	// before the first call: true
+	// after a failure: false
+	// with a token: true
+}
+
+// rotating is an http.RoundTripper whose API key can be replaced while it is used.
+type rotating struct {
+	current atomic.Pointer[moovauth.TokenSource]
+}
+
+func (r *rotating) RoundTrip(req *http.Request) (*http.Response, error) {
+	return r.current.Load().Client().Transport.RoundTrip(req)
+}
+
+// Another API key without a restart, for a client that is kept.
+func Example_rotation() {
+	server := moovtest.NewServer() // for this example: yours is Moov
+	defer server.Close()
+	sourceOf := func(creds moovauth.Credentials) *moovauth.TokenSource {
+		source, err := moovauth.NewTokenSource(creds, moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(server.URL))
+		if err != nil {
+			log.Fatal(err)
+		}
+		return source
+	}
+	transport := new(rotating)
+	transport.current.Store(sourceOf(moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret}))
+	client := &http.Client{Transport: transport}
+	call := func() {
+		resp, err := client.Get(server.URL + "/ping")
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		requests := server.TokenRequests()
+		fmt.Printf("%s: token request %d, by %s\n", resp.Status, len(requests), requests[len(requests)-1].ClientID)
+	}
+	call()
+
+	server.SetCredentials("new-public-key", "new-secret-key") // in Moov's dashboard
+	next := sourceOf(moovauth.Credentials{ClientID: "new-public-key", ClientSecret: "new-secret-key"})
+	if _, err := next.Token(); err != nil { // a wrong key changes nothing
+		log.Fatal(err)
+	}
+	former := transport.current.Swap(next)
+	call()
+	fmt.Println("revoked:", former.Revoke(context.Background())) // after the calls with its token have ended
+	server.DropOldCredentials()
+	call()
+	// Output:
+	// 200 OK: token request 1, by moovtest-public-key
+	// 200 OK: token request 2, by new-public-key
+	// revoked: <nil>
+	// 200 OK: token request 2, by new-public-key
 }

@@ -33,18 +33,18 @@ type Block struct {
 // block has already. The root's are for every module. The names tell that a block
 // needs a nested module.
 var modules = map[string]struct{ names, imports, vars string }{
-	"": {"", `"context"; "errors"; "fmt"; "log"; "log/slog"; "net/http"; "os"; "sync/atomic"; "time"; "golang.org/x/oauth2"
+	"": {"", `"context"; "errors"; "fmt"; "log"; "log/slog"; "net/http"; "os"; "sync/atomic"; "testing"; "testing/synctest"; "time"; "golang.org/x/oauth2"
 		"github.com/moovauth/moovauth"; "github.com/moovauth/moovauth/dircache"; "github.com/moovauth/moovauth/moovtest"`,
 		`accountID, connectedID, platformID, token string; connectedIDs []string; ctx context.Context
 		base http.RoundTripper; cards func(http.ResponseWriter, *http.Request); mux *http.ServeMux; saved *oauth2.Token
 		cache moovauth.Cache; creds moovauth.Credentials; opts []moovauth.Option; source *moovauth.TokenSource; server *moovtest.Server
 		// of examples/checkout
-		status func(int) error
-		a struct { remember func(http.Handler) http.Handler; scopes func(user string) []string
-			sessions interface { of(*http.Request) *struct { user string } } }
+		a struct { userOf func(*http.Request) (user string, err error); scopes func(user string) []string }
 		// Moov's own SDK, which is not on the module proxy
-		moov struct { NewClient func(...func(*http.Client)) (*http.Client, error)
-			WithHttpClient func(*http.Client) func(*http.Client) }`},
+		moov struct { CredentialsDefault func() struct { PublicKey, SecretKey, Host string }
+			WithCredentials func(struct { PublicKey, SecretKey, Host string }) func(*http.Client)
+			WithHttpClient func(*http.Client) func(*http.Client); NewClient func(...func(*http.Client)) (*http.Client, error) }
+		err error`},
 	"platform":   {"platform|rate|tokens", `"github.com/moovauth/moovauth/platform"; "golang.org/x/time/rate"`, `tokens *platform.Tokens`},
 	"rediscache": {"rediscache|redis", `"github.com/moovauth/moovauth/rediscache"; redis "github.com/redis/go-redis/v9"`, ``},
 	"interop": {"grpc|oauth|retryablehttp|otelhttp", `"google.golang.org/grpc"; "google.golang.org/grpc/credentials/oauth"
@@ -77,8 +77,8 @@ func blocksOf(file, text string) (blocks []Block) {
 }
 
 // Check type-checks the blocks of all documents that need module, the directory
-// of a module below root, or "" for the root itself. It returns how many there
-// were, and what is wrong with them.
+// of a module below root, or "" for the root itself. It leaves out those that are
+// excerpts of a file. It returns how many there were, and what is wrong with them.
 func Check(root, module string) (checked int, err error) {
 	blocks, err := Blocks(root)
 	if err != nil {
@@ -99,6 +99,9 @@ func check(blocks []Block, root, module string) (checked int, err error) {
 	}
 	var errs []error
 	for _, b := range blocks {
+		if strings.HasPrefix(b.Above, "<!-- in ") {
+			continue // it is compiled there
+		}
 		switch needed := b.modules(); {
 		case len(needed) > 1:
 			errs = append(errs, fmt.Errorf("%s:%d: it needs modules %s: split it", b.File, b.Line, strings.Join(needed, " and ")))

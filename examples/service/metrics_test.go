@@ -1,17 +1,19 @@
-package interop
-
-// This file exports what platforms tell about themselves to Prometheus. The
-// collector is meant to be copied; docs/operations.md has alerts on its metrics.
+package main
 
 import (
 	"context"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -21,62 +23,27 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// platforms exports the tokens of API keys, each under a name that becomes the
-// label "key": a name, not the key itself.
-type platforms map[string]*platform.Tokens
-
-func newPlatformDesc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("moovauth_platform_"+name, help, append([]string{"key"}, labels...), nil)
-}
-
-var (
-	platformSources     = newPlatformDesc("sources", "Sources that are kept, by the phase of the token in hand.", "phase")
-	platformCoolingDown = newPlatformDesc("sources_cooling_down", "Of them, those that make no request after a failure.")
-	platformInLine      = newPlatformDesc("requests_in_line", "Token and revoke requests that wait for their turn.")
-	platformLongestWait = newPlatformDesc("longest_wait_seconds", "How long the first in line has waited.")
-	platformRate        = newPlatformDesc("requests_per_second", "The rate at which the line moves now.")
-	platformServed      = newPlatformDesc("requests_served_total", "Token and revoke requests that succeeded.")
-	platformRefused     = newPlatformDesc("requests_refused_total", "429s, also to API calls.")
-	platformMinted      = newPlatformDesc("tokens_minted_total", "Tokens that were minted for pages and apps.")
-	platformRevoked     = newPlatformDesc("tokens_revoked_total", "Tokens that were revoked.")
-	platformFailed      = newPlatformDesc("failures_total", "Tokens not minted and not revoked, and sources that RevokeAll did not finish.")
-)
-
-func (p platforms) Describe(descs chan<- *prometheus.Desc) { prometheus.DescribeByCollect(p, descs) }
-
-func (p platforms) Collect(metrics chan<- prometheus.Metric) {
-	for name, tokens := range p {
-		s := tokens.Stats()
-		gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-			metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, append([]string{name}, labels...)...)
-		}
-		count := func(d *prometheus.Desc, n uint64) {
-			metrics <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), name)
-		}
-		gauge(platformSources, float64(s.Fresh), moovauth.PhaseFresh)
-		gauge(platformSources, float64(s.Stale), moovauth.PhaseStale)
-		gauge(platformSources, float64(s.Sources-s.Fresh-s.Stale), moovauth.PhaseNone)
-		gauge(platformCoolingDown, float64(s.CoolingDown))
-		gauge(platformInLine, float64(s.InLine))
-		gauge(platformLongestWait, s.LongestWait.Seconds())
-		gauge(platformRate, s.Rate)
-		count(platformServed, s.Served)
-		count(platformRefused, s.Refused)
-		count(platformMinted, s.Minted)
-		count(platformRevoked, s.Revoked)
-		count(platformFailed, s.Failed)
-	}
+// exported is what Prometheus reads from a collector.
+func exported(t *testing.T, c prometheus.Collector) string {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(c)
+	page := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	require.Equal(t, http.StatusOK, page.Code)
+	return page.Body.String()
 }
 
 // eventfulPlatform returns tokens that have been through one of everything: of six
 // sources three have a fresh token, one a stale one, one cools down and one was
-// not used; and two requests have been in line for 12 s, behind a 429.
+// not used; one more was let go. A page has left, and another had no more time. Two
+// requests have waited in the queue for 12 s, behind a 429.
 func eventfulPlatform(t *testing.T) *platform.Tokens {
 	server := moovtest.NewInMemory()
 	t.Cleanup(server.Close)
 	tokens, err := platform.New(
 		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
-		platform.WithRate(20),
+		platform.WithRate(20), platform.WithCapacity(6),
 		platform.WithSource(moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client())))
 	require.NoError(t, err)
 	scope := func(account string) string { return "/accounts/" + account + "/cards.read" }
@@ -90,6 +57,7 @@ func eventfulPlatform(t *testing.T) *platform.Tokens {
 		server.Enqueue(moovtest.Answer{Status: http.StatusUnprocessableEntity})
 		require.Error(t, token("refused"))
 	}
+	require.NoError(t, token("evicted"))
 	require.NoError(t, token("stale"))
 	for range 13 { // so that it cools down for long
 		refuse()
@@ -111,6 +79,15 @@ func eventfulPlatform(t *testing.T) *platform.Tokens {
 	require.NoError(t, tokens.Revoke(t.Context(), minted))
 	_, err = tokens.Mint(t.Context(), "two scopes")
 	require.Error(t, err)
+	for _, cause := range []error{context.Canceled, context.DeadlineExceeded} {
+		ctx, cancel := context.WithDeadline(t.Context(), time.Now()) // has passed
+		if cause == context.Canceled {
+			ctx, cancel = context.WithCancel(t.Context())
+		}
+		cancel()
+		_, err = tokens.Mint(ctx, scope("page"))
+		require.ErrorIs(t, err, cause)
+	}
 
 	server.Enqueue(moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"60"}}})
 	var pages sync.WaitGroup
@@ -128,7 +105,8 @@ func eventfulPlatform(t *testing.T) *platform.Tokens {
 
 func TestPrometheusOfAPlatform(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := platforms{"live": eventfulPlatform(t)}
+		tokens := eventfulPlatform(t)
+		p := collector{"live": func() *platform.Tokens { return tokens }}
 		page := exported(t, p)
 		for _, sample := range []string{
 			`moovauth_platform_sources{key="live",phase="fresh"} 3`,
@@ -138,11 +116,16 @@ func TestPrometheusOfAPlatform(t *testing.T) {
 			`moovauth_platform_requests_in_line{key="live"} 2`,
 			`moovauth_platform_longest_wait_seconds{key="live"} 12`,
 			`moovauth_platform_requests_per_second{key="live"} 9.7`, // half of what it was
-			`moovauth_platform_requests_served_total{key="live"} 8`,
+			`moovauth_platform_requests_served_total{key="live"} 9`,
 			`moovauth_platform_requests_refused_total{key="live"} 1`,
 			`moovauth_platform_tokens_minted_total{key="live"} 3`,
 			`moovauth_platform_tokens_revoked_total{key="live"} 1`,
 			`moovauth_platform_failures_total{key="live"} 1`,
+			`moovauth_platform_timeouts_total{key="live"} 1`,
+			`moovauth_platform_abandoned_total{key="live"} 1`,
+			`moovauth_platform_grants_failed_total{key="live"} 14`,
+			`moovauth_platform_evicted_total{key="live"} 1`,
+			`moovauth_platform_needed_requests_per_second{key="live"} 0.004166666666666667`, // three each 720 s
 		} {
 			assert.Contains(t, page, sample+"\n")
 		}
@@ -150,4 +133,38 @@ func TestPrometheusOfAPlatform(t *testing.T) {
 		require.NoError(t, err)
 		assert.Empty(t, problems)
 	})
+}
+
+func TestMetricsFollowARotation(t *testing.T) {
+	test(t, func(t *testing.T, f *fixture) {
+		r := f.run()
+		page := func() string { return f.send("GET", "/metrics", nil).Body.String() }
+		require.Equal(t, 200, f.get("a1"))
+		require.Equal(t, 200, f.get("a2"))
+		f.mint(f.sessions.begin("a1"))
+		assert.Contains(t, page(), `moovauth_platform_requests_served_total{key="live"} 4`+"\n")
+		assert.Contains(t, page(), `moovauth_platform_tokens_minted_total{key="live"} 1`+"\n")
+		f.newKey()
+		r.hangup <- syscall.SIGHUP
+		time.Sleep(5 * time.Second)
+		assert.Contains(t, page(), `moovauth_platform_requests_served_total{key="live"} 3`+"\n", "the trial, and two accounts")
+		assert.Contains(t, page(), `moovauth_platform_tokens_minted_total{key="live"} 0`+"\n")
+		require.NoError(t, r.stop())
+	})
+}
+
+// The alerts use metrics and labels that there are.
+func TestAlertsUseTheMetricsOfTheCollector(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operations.md")
+	require.NoError(t, err)
+	var page string
+	synctest.Test(t, func(t *testing.T) {
+		tokens := eventfulPlatform(t)
+		page = exported(t, collector{"live": func() *platform.Tokens { return tokens }})
+	})
+	names := regexp.MustCompile(`moovauth_platform_\w+`).FindAllString(string(text), -1)
+	require.NotEmpty(t, names)
+	for _, name := range names {
+		assert.Contains(t, page, "\n"+name+"{")
+	}
 }
