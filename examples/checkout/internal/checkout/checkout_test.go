@@ -284,6 +284,13 @@ func TestHeadersAndCookie(t *testing.T) {
 	assert.GreaterOrEqual(t, len(v.cookie.Value), 26) // 128 bits
 }
 
+// unrevoked is how many tokens of ended sessions are still to be revoked.
+func (v *visitor) unrevoked() int {
+	v.app.sessions.mu.Lock()
+	defer v.app.sessions.mu.Unlock()
+	return len(v.app.sessions.left)
+}
+
 // Moov is away at sign-out. The token is revoked as soon as Moov is back.
 func TestRevocationThatFailsIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -303,7 +310,7 @@ func TestRevocationThatFailsIsTriedAgain(t *testing.T) {
 		assert.Equal(t, 4, requests)
 		time.Sleep(time.Hour)
 		assert.Len(t, api.RevokeRequests(), requests, "once it is revoked, it is left alone")
-		assert.Empty(t, v.app.sessions.left)
+		assert.Zero(t, v.unrevoked())
 	})
 }
 
@@ -319,7 +326,7 @@ func TestRevocationThatNeverSucceedsEndsWithTheToken(t *testing.T) {
 		}
 		v.send("POST", "/sign-out", nil)
 		time.Sleep(time.Hour)
-		assert.Empty(t, v.app.sessions.left)
+		assert.Zero(t, v.unrevoked())
 		assert.Less(t, len(api.RevokeRequests()), 16)
 	})
 }
