@@ -65,9 +65,9 @@ type Locker interface {
 // one that it obtained itself.
 //
 // Entries are sealed with AES-256-GCM. HKDF-SHA256 derives the key, and the name
-// of the entry, from the client secret. Anyone who can read the cache
-// learns nothing. Anyone who can write to it can cause token requests, or put back
-// an older entry: its token may be refused by the API, and with a lock its refresh token may
+// of the entry, from the client secret. Anyone who can read the cache learns
+// nothing. Anyone who can write to it can cause token requests, or put back an older
+// entry: its token may be refused by the API, and with a lock its refresh token may
 // be sent a second time.
 //
 // A cache that fails or holds garbage costs a token request, and never an error:

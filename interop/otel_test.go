@@ -62,7 +62,7 @@ func TestOpenTelemetry(t *testing.T) {
 		path := strings.TrimPrefix(url, a.URL)
 		count[path]++
 		switch path {
-		case "/oauth2/token": // which is nobody's, and starts a trace of its own
+		case "/oauth2/token": // which is shared by callers, and starts a trace of its own
 			assert.NotEqual(t, caller.SpanContext().TraceID(), s.SpanContext.TraceID())
 			assert.False(t, s.Parent.IsValid())
 		case "/ping":

@@ -23,7 +23,7 @@ import (
 )
 
 // eventful returns a source that has been through one of everything, with a stale
-// token in hand. Its first token was obtained at began, the last at began + 1 h.
+// current token. Its first token was obtained at began, the last at began + 1 h.
 func eventful(t *testing.T) (source *moovauth.TokenSource, began time.Time) {
 	server := moovtest.NewInMemory(moovtest.WithLatency(500 * time.Millisecond))
 	t.Cleanup(server.Close)

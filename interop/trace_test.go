@@ -1,8 +1,7 @@
 package interop
 
-// This file shows whose a token request is: nobody's. Nothing that a caller's
-// context carries reaches it. It is traced where it is made, by the client that
-// WithHTTPClient is given.
+// This file shows that a token request is shared: nothing that a caller's context
+// carries reaches it. Trace it with the client that WithHTTPClient is given.
 
 import (
 	"net/http"

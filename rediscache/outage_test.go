@@ -23,7 +23,7 @@ import (
 
 // bound is what a caller may wait: 2 s, and what a busy machine adds. It is
 // moovauth's own tests that hold it to the 2 s.
-const bound = 10 * time.Second
+const bound = 5 * time.Second
 
 func TestRedisThatIsNotThere(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,7 +53,11 @@ func TestRedisThatIsNotThere(t *testing.T) {
 			token, err := source.Token()
 			took := time.Since(start)
 			require.NoError(t, err)
-			assert.Less(t, took, bound)
+			limit := bound
+			if !c.opts.ContextTimeoutEnabled { // go-redis ends a command by its own timeouts only
+				limit *= 2
+			}
+			assert.Less(t, took, limit)
 			t.Logf("the first token took %v", took.Round(time.Millisecond))
 			require.ErrorContains(t, source.Revoke(t.Context()), "the cache's lock could not be obtained", "what Redis holds may live on")
 			assert.False(t, server.Alive(token.AccessToken))

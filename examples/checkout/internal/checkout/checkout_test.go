@@ -412,7 +412,7 @@ func TestPeopleGoBeforeTheCrowd(t *testing.T) {
 		assert.Len(t, api.Requests(), requests+1, "the page's request is the next one")
 		assert.Contains(t, api.Requests()[requests].Form.Get("scope"), "ada")
 		assert.Equal(t, http.StatusNoContent, v.send("POST", "/sign-out", nil).StatusCode)
-		assert.Len(t, api.Requests(), requests+2, "so is its revocation")
+		assert.Len(t, api.Requests(), requests+2, "the next request is its revocation")
 		assert.False(t, api.Alive(token))
 		assert.Greater(t, v.app.tokens.Stats().InLine, crowdSize-10)
 		time.Sleep(time.Minute)
