@@ -1,7 +1,7 @@
 package moovauth
 
-// This file is where a token is kept beyond its source: in a Cache, sealed. When
-// it is looked up, and what a cached token is good for, is in grant.go.
+// This file stores a source's token, sealed, in a Cache. grant.go decides when
+// to look it up and how to use it.
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	maxCacheTime = 2 * time.Second // of all calls to the cache in one grant
+	maxCacheTime = 2 * time.Second // for all calls to the cache in one grant
 	maxEntry     = 1 << 20         // bytes of a cached token
 
 	entryFormat = "moovauth-2:" // what an entry starts with
@@ -36,33 +36,35 @@ const (
 // implementation of that interface can be used here. It must be safe for
 // concurrent use.
 //
-// Get returns what was Put last under key. If there is nothing, it returns an
-// error that is [fs.ErrNotExist] or ends in "cache miss", or no data. Delete of a
-// key that does not exist is no error.
+// Get returns the data that was last Put under key. If there is none, it
+// returns no data, or an error that is [fs.ErrNotExist] or ends in "cache
+// miss". Delete of a key that does not exist is not an error.
 type Cache interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, data []byte) error
 	Delete(ctx context.Context, key string) error
 }
 
-// Locker is what a [Cache] that several processes share may also implement, so
-// that one process requests a token while the others wait for it. Lock waits for
-// the lock on key until ctx ends. ctx bounds only the wait, and not the time for
+// A [Cache] that several processes share may also implement Locker, so that one
+// process requests a token while the others wait for it. Lock waits for the
+// lock on key until ctx ends. ctx bounds only this wait, and not the time for
 // which the lock is held. If the holder dies, the lock must become free by
 // itself. unlock is called once.
 type Locker interface {
 	Lock(ctx context.Context, key string) (unlock func(), err error)
 }
 
-// WithCache keeps the token in a cache, so that it outlives the process and is shared
-// by all sources with the same base URL, client ID, client secret and scopes that
-// use the same cache. A source looks there before it asks the server, and stores
-// there what it obtains. If the cache is also a [Locker], only the holder of the
-// lock asks the server, unless it holds the lock for longer than others wait.
+// WithCache keeps the token in a cache, so that it outlives the process. All
+// sources that use the same cache with the same base URL, client ID, client
+// secret and scopes share one token. A source reads the cache before it makes a
+// token request, and stores there the tokens that it obtains. If the cache is
+// also a [Locker], only the holder of the lock makes the token request. Other
+// processes make their own request if they cannot get the lock in time.
+// [RequestToken] does not use the cache.
 //
 // No two processes send the same refresh token. With a lock, a source sends the
-// one in the entry, which it marks as sent first. Without a lock, it sends only
-// one that it obtained itself.
+// refresh token of the entry, after it has marked the entry as sent. Without a
+// lock, it sends only a refresh token that it obtained itself.
 //
 // Entries are sealed with AES-256-GCM. HKDF-SHA256 derives the key, and the name
 // of the entry, from the client secret. Anyone who can read the cache learns
@@ -70,27 +72,29 @@ type Locker interface {
 // entry: its token may be refused by the API, and with a lock its refresh token may
 // be sent a second time.
 //
-// A cache that fails or holds garbage costs a token request, and never an error:
-// the failure is logged, and counted in [Stats]. Each grant spends at most 2 s on
-// the cache, or a quarter of [WithTimeout] if that is less, and as much on the
-// wait for the lock. Machines that share a cache need clocks that agree within a
-// few seconds. WithCache requires [WithScopes]. Default: no cache.
+// If the cache fails or holds garbage, the source makes a token request. That
+// is never an error: the failure is logged and counted in [Stats]. Each grant
+// spends at most 2 s on the cache, or a quarter of [WithTimeout] if that is
+// less, and as much again on the wait for the lock. The clocks of machines that
+// share a cache must agree to within a few seconds. WithCache requires
+// [WithScopes]. By default there is no cache.
 func WithCache(cache Cache) Option {
 	return option(cache != nil, func(c *config) { c.cache = cache }, "WithCache: the cache is nil: leave the option out to do without")
 }
 
-// entry is what is stored: a token as JSON, and what else a source has to know.
+// entry is what a cache stores: a token as JSON, and what else a source has to
+// know.
 type entry struct {
 	oauth2.Token
-	Members map[string]any `json:"extra,omitempty"`   // what Extra finds
-	Sent    bool           `json:"sent,omitempty"`    // the refresh token may be used up
+	Members map[string]any `json:"extra,omitempty"`   // for Extra
+	Sent    bool           `json:"sent,omitempty"`    // the refresh token was sent and may be used up
 	Assumed bool           `json:"assumed,omitempty"` // the server did not say how long the token lives
 }
 
-// token is e's token with what Extra finds in it.
+// token returns e's token, with its Extra.
 func (e *entry) token() oauth2.Token { return *e.WithExtra(e.Members) }
 
-// store is the place of one source's token in its cache.
+// store keeps one source's token in its cache.
 type store struct {
 	*config
 	locker Locker // nil: the cache has no lock
@@ -102,7 +106,8 @@ type store struct {
 }
 
 // newStore derives the name of the entry, and the key that seals it, from the
-// client secret and from whose token it is. It returns nil if c has no cache.
+// client secret and from the base URL, the client ID and the scopes. It returns
+// nil if c has no cache.
 func newStore(c *config) (*store, error) {
 	if c.cache == nil {
 		return nil, nil
@@ -110,7 +115,7 @@ func newStore(c *config) (*store, error) {
 	if len(c.scopes) == 0 {
 		return nil, errors.New("moovauth: WithCache needs WithScopes: the scopes tell apart what is stored")
 	}
-	// In JSON it is clear where one part ends and the next begins.
+	// In JSON, the parts cannot run into each other.
 	id, err := json.Marshal([]any{entryFormat, c.baseURL, c.creds.ClientID, slices.Compact(slices.Sorted(slices.Values(c.scopes)))})
 	if err != nil {
 		return nil, err
@@ -128,7 +133,7 @@ func newStore(c *config) (*store, error) {
 	return &store{config: c, locker: locker, key: "moovauth-" + hex.EncodeToString(derived[32:]), seal: seal}, err
 }
 
-// open reads what was sealed.
+// open reads a sealed entry.
 func (s *store) open(data []byte) (*entry, error) {
 	text, ok := bytes.CutPrefix(data, []byte(entryFormat))
 	if !ok || len(data) > maxEntry {
@@ -145,9 +150,9 @@ func (s *store) open(data []byte) (*entry, error) {
 	return e, nil
 }
 
-// cacheSession is the calls to the cache within one grant or one Revoke, which
-// share a bound on their time: after a call that used it up no other is made. A
-// nil session finds and keeps nothing.
+// cacheSession makes the calls to the cache within one grant or one Revoke.
+// They share a bound on their time: after one call has used it up, no other is
+// made. A nil session finds and stores nothing.
 type cacheSession struct {
 	*store
 	left time.Duration
@@ -163,7 +168,8 @@ func (s *store) session(within time.Duration) *cacheSession {
 // hasLock reports whether the cache is a Locker.
 func (s *cacheSession) hasLock() bool { return s != nil && s.locker != nil }
 
-// get returns the entry, or nil. Its error says why it is unknown.
+// get returns the entry, or nil if there is none. Its error says why that is
+// unknown.
 func (s *cacheSession) get(ctx context.Context) (e *entry, err error) {
 	if s == nil {
 		return nil, nil
@@ -182,8 +188,8 @@ func (s *cacheSession) get(ctx context.Context) (e *entry, err error) {
 	return e, err
 }
 
-// lock waits for the lock, if the cache has one. That another process holds it
-// is no failure. unlock is to be called in any case.
+// lock waits for the lock, if the cache has one. It is not a failure if another
+// process holds the lock until the time is over. Call unlock in any case.
 func (s *cacheSession) lock(ctx context.Context) (unlock func(), locked bool) {
 	unlock = func() {}
 	if !s.hasLock() || s.left <= 0 {
@@ -234,7 +240,7 @@ func (s *cacheSession) call(ctx context.Context, op string, f func(context.Conte
 	return err
 }
 
-// failed notes a failure of the cache.
+// failed records a failure of the cache.
 func (s *cacheSession) failed(op string, err error) error {
 	err = fmt.Errorf("moovauth: cache: %s: %w", op, err)
 	s.failures.Add(1)

@@ -1,8 +1,8 @@
 package moovauth
 
-// This file is what goes wrong, as a caller sees it: a refusal of the server, a
-// cool-down, and the failures that are no answer of the server. How an Error is
-// read from an answer is in reply.go.
+// This file holds the errors that a caller sees: a refusal by the server, a
+// cool-down, and failures without an answer of the server. reply.go reads an
+// Error from an answer.
 
 import (
 	"context"
@@ -26,26 +26,26 @@ const (
 	maxFields    = 16      // of an Error
 )
 
-// Error is a refusal by the token or revoke endpoint. [errors.As] also finds an
-// [*oauth2.RetrieveError] in it, with the same status and body, and without the
-// headers. Known secrets
-// are masked in all of it. Its text and the body are cut to 2 KiB, each other
-// string to 256 bytes, and there are 16 Fields at most.
+// Error is returned if the token or revoke endpoint refuses a request.
+// [errors.As] also finds an [*oauth2.RetrieveError] in it, with the same status
+// and body but without the headers. Known secrets are masked in all of its
+// texts. The text and the body are cut to 2 KiB and each other string to 256
+// bytes. Fields has at most 16 members.
 type Error struct {
 	Op          string            // "token" or "revoke"
 	GrantType   string            // for "token": "client_credentials" or "refresh_token"
 	StatusCode  int               // of the HTTP response
 	Code        string            // the "error" member (RFC 6749 §5.2), if there is one
 	Description string            // the "error_description" member, if there is one
-	Fields      map[string]string // the members of a 422 by field: "scope", "refresh_token", "token", …
-	RequestID   string            // the x-request-id header, which Moov's support asks for first
+	Fields      map[string]string // the messages of a 422, by field: "scope", "refresh_token", "token", …
+	RequestID   string            // the X-Request-Id header, which Moov's support asks for
 	RetryAfter  time.Duration     // from Retry-After or X-Retry-In; 0 if absent
 
 	advice   string // what to change, if that is known
 	retrieve *oauth2.RetrieveError
 }
 
-// Error says in one line what was refused, why, and what to change.
+// Error returns one line that says what was refused, why, and what to change.
 func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "moovauth: %s answered %d %s", &request{op: e.Op, grantType: e.GrantType}, e.StatusCode, http.StatusText(e.StatusCode))
@@ -74,7 +74,7 @@ func (e *Error) Error() string {
 	return cut(b.String(), maxErrorText)
 }
 
-// whatToChange is the advice of an Error.
+// whatToChange returns the advice of an Error.
 func (e *Error) whatToChange(c *config) string {
 	_, refusesToken := e.Fields["refresh_token"]
 	status := e.StatusCode
@@ -99,24 +99,24 @@ func (e *Error) whatToChange(c *config) string {
 	return fmt.Sprintf("compare WithOrigin (%s) with the API key's allowed-domain list", c.origin)
 }
 
-// refusesScopes reports whether e is about the scopes that were asked for.
+// refusesScopes reports whether the server refused the requested scopes.
 func (e *Error) refusesScopes() bool {
 	_, scope := e.Fields["scope"]
 	return scope || e.Code == "invalid_scope"
 }
 
-// Temporary reports whether the request is worth retrying: after 408, 421, 425,
-// 429 and any 5xx.
+// Temporary reports whether a retry may succeed: after 408, 421, 425, 429 and
+// any 5xx.
 func (e *Error) Temporary() bool {
 	return e.StatusCode >= 500 || slices.Contains([]int{http.StatusRequestTimeout, http.StatusMisdirectedRequest,
 		http.StatusTooEarly, http.StatusTooManyRequests}, e.StatusCode)
 }
 
-// Timeout is false: the server answered in time.
+// Timeout returns false, since the server answered.
 func (e *Error) Timeout() bool { return false }
 
-// Unwrap returns the [*oauth2.RetrieveError] of the same answer, for code that
-// knows x/oauth2.
+// Unwrap returns an [*oauth2.RetrieveError] for the same answer, for code
+// written for x/oauth2.
 func (e *Error) Unwrap() error {
 	if e.retrieve == nil {
 		return nil
@@ -125,13 +125,14 @@ func (e *Error) Unwrap() error {
 }
 
 // CoolDownError is returned while a source is backing off after a failure. It
-// unwraps to that failure.
+// wraps that failure.
 type CoolDownError struct {
-	Until time.Time // when the next attempt is due
+	Until time.Time // when the next attempt is possible
 	Err   error     // the failure
 }
 
-// Error is the failure, and when the next attempt is due.
+// Error returns the text of the failure, and says when the next attempt is
+// possible.
 func (e *CoolDownError) Error() string {
 	return fmt.Sprintf("%v; backing off: the next attempt is due in %v", e.Err, max(0, time.Until(e.Until)).Round(time.Millisecond))
 }
@@ -139,13 +140,14 @@ func (e *CoolDownError) Error() string {
 // Unwrap returns the failure.
 func (e *CoolDownError) Unwrap() error { return e.Err }
 
-// Temporary reports whether the failure is worth retrying, after Until.
+// Temporary reports whether a retry after Until may succeed.
 func (e *CoolDownError) Temporary() bool { return e.Err != nil && temporary(e.Err) }
 
-// Timeout is false, also if the failure was a timeout: this call did not wait.
+// Timeout returns false, even if the failure was a timeout, since this call did
+// not wait.
 func (e *CoolDownError) Timeout() bool { return false }
 
-// grantError is a failure that is no answer of the server.
+// grantError is a failure without an answer of the server.
 type grantError struct {
 	text               string
 	err                error
@@ -157,7 +159,7 @@ func (e *grantError) Unwrap() error   { return e.err }
 func (e *grantError) Temporary() bool { return e.temporary }
 func (e *grantError) Timeout() bool   { return e.timeout }
 
-// failure is err as an error that has Temporary and Timeout.
+// failure returns err as an error that has Temporary and Timeout.
 func failure(err error) error {
 	switch err.(type) {
 	case nil, *Error, *CoolDownError, *grantError:
@@ -166,9 +168,9 @@ func failure(err error) error {
 	return &grantError{cut(err.Error(), maxErrorText), err, temporary(err), timedOut(err)}
 }
 
-// temporary reports whether what failed with err is worth retrying. An error that
-// is no answer of the server, such as a failed connection, is temporary, unless
-// the caller has left.
+// temporary reports whether a retry may succeed after err. An error without an
+// answer of the server, such as a failed connection, is temporary, unless the
+// caller has cancelled the request.
 func temporary(err error) bool {
 	if cooling := new(CoolDownError); errors.As(err, &cooling) {
 		return cooling.Temporary()
@@ -182,8 +184,8 @@ func temporary(err error) bool {
 	return timedOut(err) || !errors.Is(err, context.Canceled)
 }
 
-// timedOut reports whether a deadline ended err. A cool-down is no timeout, even
-// if it follows one.
+// timedOut reports whether err was caused by a deadline. A cool-down is not a
+// timeout, even if it follows one.
 func timedOut(err error) bool {
 	if errors.As(err, new(*CoolDownError)) {
 		return false
@@ -192,16 +194,16 @@ func timedOut(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, context.DeadlineExceeded)
 }
 
-// notUsedUp reports whether a refresh token whose request failed with err can be
-// sent again: no connection was made, or the server refused with 429. After
-// anything else the server may have used it up, also after a 500 or 503, which a
-// proxy may have written.
+// notUsedUp reports whether a refresh token can be sent again after its request
+// has failed with err. It can if no connection was made, or if the server
+// refused the request with 429. After any other failure the server may have
+// used it up. That includes 500 and 503, which a proxy may have written.
 func notUsedUp(err error) bool {
 	failed := new(net.OpError)
 	return throttled(err) || errors.As(err, &failed) && failed.Op == "dial"
 }
 
-// askedWait is how long the server asks to be left alone after err.
+// askedWait returns how long the server asks to wait after err.
 func askedWait(err error) time.Duration {
 	if refused := new(Error); errors.As(err, &refused) {
 		return refused.RetryAfter
@@ -215,10 +217,10 @@ func throttled(err error) bool {
 	return errors.As(err, &refused) && refused.StatusCode == http.StatusTooManyRequests
 }
 
-// quoted is text from outside that cannot break a log line, nor fill it.
+// quoted returns text from outside, so that it cannot break or fill a log line.
 func quoted(s string) string { return strconv.Quote(cut(s, maxQuoted)) }
 
-// cut is at most the first n bytes of s, and no part of a character.
+// cut returns at most the first n bytes of s, without a part of a character.
 func cut(s string, n int) string {
 	return strings.ToValidUTF8(s[:min(len(s), n)], "?")
 }

@@ -1,8 +1,8 @@
 package moovauth
 
-// This file is how one token is obtained: from the cache, with the refresh
-// token, or with the client credentials. What a grant learns goes into state.go's
-// state, and nowhere else. RequestToken is a token request without a source.
+// This file obtains one token: from the cache, with the refresh token, or with
+// the client credentials. A grant writes what it learned to the source's state,
+// and nowhere else. RequestToken makes a token request without a source.
 
 import (
 	"cmp"
@@ -23,12 +23,12 @@ var errNoScopes = &grantError{text: "moovauth: no refresh token and no scopes to
 type grant struct {
 	*core
 	cache      *cacheSession
-	queue      context.Context // of its waits; ends with the grant's, or when someone needs the turn: see flight.leave
-	background bool            // it refreshes a good token, and no one waited when it began
+	queue      context.Context // for its waits: it ends with the grant, or with flight.leave when a caller or Revoke needs the turn
+	background bool            // it refreshes a valid token, and no caller was waiting when it began
 	budget     *budget
 }
 
-// run obtains a token. With a Limiter, it starts again after a 429 as long as a
+// run obtains a token. With a Limiter, it tries again after a 429 as long as a
 // caller waits.
 func (g *grant) run(ctx context.Context) error {
 	waitedFor := func() bool { return g.flights.waiting.Load() > 0 }
@@ -46,7 +46,7 @@ func (g *grant) once(ctx context.Context) error {
 	if err := g.config.waitForLimiter(g.queue, g.budget); err != nil {
 		return err
 	}
-	if g.background && !g.state.load().refreshDue(g.config.clock()) { // the token expired meanwhile, and no one has asked for another
+	if g.background && !g.state.load().refreshDue(g.config.clock()) { // the token has expired, and no caller has asked for another
 		g.config.returnPermit()
 		return nil
 	}
@@ -82,8 +82,8 @@ func (g *grant) once(ctx context.Context) error {
 	return err
 }
 
-// lookUp looks into the cache, and makes the cached token the current one if it
-// is better. It returns the entry.
+// lookUp reads the cache, and makes the cached token the current one if it is
+// better. It also returns the cache's entry.
 func (g *grant) lookUp(ctx context.Context) (adopted bool, e *entry) {
 	e, _ = g.cache.get(ctx) // a failure costs a token request
 	if e == nil {
@@ -103,11 +103,12 @@ func (g *grant) lookUp(ctx context.Context) (adopted bool, e *entry) {
 	return adopted, e
 }
 
-// claimRefreshToken returns the refresh token that this grant may send, if there
-// is one, and marks it as sent. A server that detects reuse revokes all tokens
-// that came from a refresh token which it receives twice. So no two processes
-// may send the same one: with a lock, the mark is in the cache; without, only the
-// source that obtained it sends it.
+// claimRefreshToken returns the refresh token that this grant may send, if
+// there is one, and marks it as sent. A server that detects reuse revokes a
+// refresh token's whole family when it receives the token twice. So no two
+// processes may send the same refresh token. With a lock, the mark is in the
+// cache. Without a lock, only the source that obtained the refresh token sends
+// it.
 func (g *grant) claimRefreshToken(ctx context.Context, cached *entry, locked bool) string {
 	if !g.cache.hasLock() {
 		return g.state.claimRefreshToken(len(g.config.scopes) > 0)
@@ -123,9 +124,9 @@ func (g *grant) claimRefreshToken(ctx context.Context, cached *entry, locked boo
 	return cached.RefreshToken
 }
 
-// refresh makes a token request with a refresh token. A source without scopes has
-// no other way to a token: it repeats the request after any temporary failure, but
-// does not give an attempt up early.
+// refresh makes a token request with a refresh token. A source without scopes
+// cannot fall back to the client credentials. It repeats the request after any
+// temporary failure, and does not give up an attempt early.
 func (g *grant) refresh(ctx context.Context, refresh string, hasPermit bool) (*currentToken, error) {
 	form := url.Values{"refresh_token": {refresh}}
 	return g.request(ctx, refresh, &request{grantType: grantRefreshToken, form: form, hasPermit: hasPermit, spends: len(g.config.scopes) > 0})
@@ -137,19 +138,18 @@ func (g *grant) clientCredentials(ctx context.Context, hasPermit bool) (*current
 	return g.request(ctx, "", &request{grantType: grantClientCredentials, form: form, hasPermit: hasPermit})
 }
 
-// fallBack reports whether the client credentials are tried now, after the request
-// with the refresh token has failed with err. The refresh token stays known for
-// Revoke.
+// fallBack reports whether to try the client credentials after the refresh
+// request has failed with err. Revoke still knows the refresh token.
 func (g *grant) fallBack(ctx context.Context, refresh string, cached *entry, err error) bool {
 	if len(g.config.scopes) == 0 {
-		return false // the refresh token is all that there is
+		return false // without scopes there are no client credentials to try
 	}
 	if notUsedUp(err) {
 		if g.cache.hasLock() {
-			g.cache.put(ctx, cached) // without the mark
+			g.cache.put(ctx, cached) // removes the mark
 		}
 		g.state.returnRefreshToken(refresh)
-		return false // the next request would fare no better
+		return false // the next request would fail in the same way
 	}
 	delay := spread(askedWait(err), g.config.random())
 	if ctx.Err() != nil || delay >= g.budget.left() {
@@ -159,9 +159,9 @@ func (g *grant) fallBack(ctx context.Context, refresh string, cached *entry, err
 	return sleep(g.queue, delay) == nil
 }
 
-// request makes one token request. Its token becomes the current one, and goes
-// into the cache. refresh is the refresh token that r sends; it is kept if the
-// reply has none (RFC 6749 §6).
+// request makes one token request. It makes the new token the current one and
+// puts it into the cache. refresh is the refresh token that r sends. If the
+// reply has no refresh token, that one is kept (RFC 6749 §6).
 func (g *grant) request(ctx context.Context, refresh string, r *request) (*currentToken, error) {
 	r.op, r.budget, r.queue = opToken, g.budget, g.queue
 	r.secrets = append(g.state.tokens(), refresh)
@@ -184,7 +184,7 @@ func (g *grant) request(ctx context.Context, refresh string, r *request) (*curre
 	}
 	reply.token.RefreshToken = cmp.Or(reply.token.RefreshToken, refresh)
 	t := g.config.newCurrentToken(*reply.token, reply.sent, reply.lifetime)
-	if reply.warning == "" { // the server counted whole seconds, between then and now
+	if reply.warning == "" { // the server counted in whole seconds, from a moment between the request and now
 		t.deadAt = now.add(reply.lifetime + time.Second)
 	}
 	g.state.obtain(t, refresh, now)
@@ -206,8 +206,8 @@ func (g *grant) request(ctx context.Context, refresh string, r *request) (*curre
 	return t, nil
 }
 
-// missingScopes are the configured scopes that a reply lacks, if it names its
-// scope (RFC 6749 §5.1).
+// missingScopes returns the configured scopes that a reply lacks, if the reply
+// names its scope (RFC 6749 §5.1).
 func (g *grant) missingScopes(t *currentToken) string {
 	scope, _ := t.Extra("scope").(string)
 	if scope == "" {
@@ -228,14 +228,15 @@ func (g *grant) fail(err error) {
 	}
 	now, asked := c.clock(), askedWait(err)
 	wait := max(coolDownAfter(failures, most, c.random()), spread(asked, c.random()))
-	if g.background { // then it ends with the token
+	if g.background { // the cool-down ends when the token expires
 		wait = min(wait, known.timeLeft(now))
 	}
 	g.state.fail(&coolDown{now.add(wait), failures, err, g.background, asked > 0}, now)
 	c.log(slog.LevelWarn, "moovauth: no token obtained", "error", err, "failures", failures, "delay", wait, "token_good_for", known.timeLeft(now))
 }
 
-// newCurrentToken is t, which lives for life from at on.
+// newCurrentToken returns t with the times of a token that lives for life from
+// at on.
 func (c *config) newCurrentToken(t oauth2.Token, at instant, life time.Duration) *currentToken {
 	current := &currentToken{Token: t, deadAt: never}
 	if t.AccessToken == "" {
@@ -245,21 +246,23 @@ func (c *config) newCurrentToken(t oauth2.Token, at instant, life time.Duration)
 	current.Expiry, current.ExpiresIn = at.add(life).time(), int64(life/time.Second)
 	header := t.Type() + " " + t.AccessToken
 	current.authorization[0] = header
-	current.AccessToken = header[len(header)-len(t.AccessToken):] // one copy of the text
+	current.AccessToken = header[len(header)-len(t.AccessToken):] // shares the header's memory
 	current.refreshAt, current.expireAt = at.add(fresh), at.add(usable)
 	return current
 }
 
-// RequestToken makes one token request, for this caller only, and keeps nothing:
-// neither in a source nor in a cache. It is the API's createAccessToken. With
-// [WithScopes] it uses the client credentials, with the refresh token of
-// [WithToken] the refresh grant; both, or neither, is an error. It makes up to
-// three attempts if failures are temporary, also with a refresh token, and stops
-// when ctx ends or after [WithTimeout]. If the server refuses, the error is an
-// [*Error]. WithCache, WithEarlyRefresh and WithTokenTypeHint are validated and
-// ignored.
+// RequestToken makes one token request for this caller and returns the token.
+// It does not keep the token in a source or a cache. The API's name for this
+// operation is createAccessToken. Either [WithScopes] or [WithToken] with a
+// refresh token is required, but not both: WithScopes makes it use the client
+// credentials, and WithToken the refresh grant.
 //
-// The reply's scope may be less than what was asked for: see Extra("scope").
+// RequestToken makes up to three attempts if failures are temporary, also with
+// a refresh token. It stops when ctx ends or after [WithTimeout]. If the server
+// refuses the request, the error is an [*Error]. WithCache, WithEarlyRefresh
+// and WithTokenTypeHint are validated and ignored.
+//
+// The server may grant fewer scopes than requested: see Extra("scope").
 func RequestToken(ctx context.Context, creds Credentials, opts ...Option) (*oauth2.Token, error) {
 	c, err := newConfig(creds, opts)
 	if err != nil {

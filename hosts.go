@@ -1,7 +1,7 @@
 package moovauth
 
-// This file is where a token may go: to which hosts, over which scheme, and
-// which requests are for the endpoints that take client credentials instead.
+// This file decides where a token may go: to which hosts and over which scheme.
+// It also recognizes the endpoints that take client credentials instead.
 
 import (
 	"fmt"
@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// HostError is the error of a request to a host that is not in Transport.Hosts,
-// or over plain http to an address that is not loopback. Nothing was sent. A retry
-// does not help.
+// HostError is returned for a request to a host that is not in Transport.Hosts,
+// or over plain http to an address that is not loopback. Nothing was sent. Do
+// not retry: the request will fail again.
 type HostError struct {
 	URL   string   // of the request, without user name, query and fragment
 	Hosts []string // where the token may go, as in Transport.Hosts
@@ -28,12 +28,12 @@ func (e *HostError) Error() string {
 		e.URL, strings.Join(e.Hosts, ", "))
 }
 
-// destination is where a Transport's token may go.
+// destination holds where a Transport's token may go.
 type destination struct {
 	hosts     []string // as in HostError
 	trusted   []address
-	usual     url.URL    // scheme and host of most requests, which need no closer look
-	endpoints [2]url.URL // the token and the revoke endpoint; without a host: of any of trusted
+	usual     url.URL    // scheme and host of most requests, compared first
+	endpoints [2]url.URL // the token and the revoke endpoint; without a host, they are at any of trusted
 }
 
 // newDestination reads Transport.Hosts. base is the base URL of a TokenSource,
@@ -66,8 +66,8 @@ func newDestination(hosts []string, base *url.URL) (d destination, err error) {
 	return d, nil
 }
 
-// parseHost reads one of Transport.Hosts. What is no host, such as a URL or a
-// wildcard, is an error, since it would never match.
+// parseHost reads one of Transport.Hosts. Anything that is not a host, such as
+// a URL or a wildcard, is an error, since it would never match.
 func parseHost(host string) (*url.URL, error) {
 	u, err := url.Parse("https://" + host)
 	if err == nil && u.Host == host && u.Hostname() != "" && !strings.HasSuffix(host, ":") && !strings.ContainsAny(host, "*,% ") {
@@ -76,9 +76,9 @@ func parseHost(host string) (*url.URL, error) {
 	return nil, fmt.Errorf("moovauth: Transport.Hosts: want a host or host:port, such as %q; got %q", "api.moov.io", host)
 }
 
-// trusts reports whether the token may go to u. Names are compared byte by byte
-// but for the case of ASCII letters: a trailing dot, or another form of an
-// internationalized name, is another host.
+// trusts reports whether the token may go to u. Names are compared byte by
+// byte, except for the case of ASCII letters. So a name with a trailing dot,
+// and another form of an internationalized name, are other hosts.
 func (d *destination) trusts(u *url.URL) bool {
 	if u.Host == d.usual.Host && u.Scheme == d.usual.Scheme {
 		return true
@@ -86,7 +86,7 @@ func (d *destination) trusts(u *url.URL) bool {
 	return secure(u) && slices.Contains(d.trusted, addressOf(u))
 }
 
-// refuse says why the token may not go to u.
+// refuse returns the error of a request to u, which is not trusted.
 func (d *destination) refuse(u *url.URL) error {
 	shown := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
 	return &HostError{URL: shown.String(), Hosts: slices.Clone(d.hosts)}
@@ -104,8 +104,8 @@ func (d *destination) isEndpoint(u *url.URL) bool {
 	return false
 }
 
-// secure reports whether a token may travel to u: over https, or over http if it
-// does not leave the machine.
+// secure reports whether a token may be sent to u: over https, or over http if
+// it does not leave the machine.
 func secure(u *url.URL) bool {
 	ip := net.ParseIP(u.Hostname())
 	return u.Scheme == "https" || u.Scheme == "http" && (lowerASCII(u.Hostname()) == "localhost" || ip != nil && ip.IsLoopback())
@@ -126,8 +126,8 @@ func addressOf(u *url.URL) address {
 	return a
 }
 
-// lowerASCII leaves all other bytes as they are: for Unicode, İ is an i, but it
-// names another host.
+// lowerASCII leaves all other bytes as they are. In Unicode, İ becomes an i in
+// lower case, but it names another host.
 func lowerASCII(name string) string {
 	lower := []byte(name)
 	for i, c := range lower {

@@ -1,7 +1,7 @@
 package moovauth
 
-// This file is what a caller configures. What cannot work is refused here, before
-// any request is made.
+// This file holds the options. It refuses what cannot work before any request
+// is made.
 
 import (
 	"context"
@@ -38,9 +38,10 @@ const (
 	defaultTimeout = 30 * time.Second
 )
 
-// Credentials identify an API key. They print, format, log and marshal with the
-// secret masked. The exception is an unexported field of a struct of yours, whose
-// methods package fmt cannot call: export the field, or it prints in the clear.
+// Credentials identify an API key. When they are printed, formatted, logged or
+// marshaled, the secret is masked. There is one exception: package fmt cannot
+// call the methods of a value in an unexported field, so Credentials in such a
+// field of your own struct print in the clear.
 type Credentials struct {
 	ClientID     string // the public key in Moov's dashboard
 	ClientSecret string // the secret key in Moov's dashboard
@@ -51,10 +52,11 @@ func (c Credentials) String() string {
 	return fmt.Sprintf("{ClientID:%s ClientSecret:%s}", c.ClientID, redact.Mask)
 }
 
-// Format implements [fmt.Formatter]: every verb prints [Credentials.String].
+// Format implements [fmt.Formatter]. Every verb prints [Credentials.String].
 func (c Credentials) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
 
-// MarshalJSON implements [json.Marshaler]: an object with the secret masked.
+// MarshalJSON implements [json.Marshaler]. It returns an object with the secret
+// masked.
 func (c Credentials) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]string{"ClientID": c.ClientID, "ClientSecret": redact.Mask})
 }
@@ -80,14 +82,15 @@ func (c Credentials) check() error {
 	return nil
 }
 
-// secrets are what no error or log record may show.
+// secrets returns what no error or log record may show.
 func (c Credentials) secrets() []string {
 	return []string{c.ClientSecret, base64.StdEncoding.EncodeToString([]byte(c.ClientID + ":" + c.ClientSecret))}
 }
 
 var discard = slog.New(slog.DiscardHandler)
 
-// config is what the options add up to. It is not changed after the constructor.
+// config is the result of all options. It does not change after the
+// constructor.
 type config struct {
 	creds     Credentials
 	scopes    []string
@@ -112,7 +115,8 @@ type config struct {
 // given twice, the last counts.
 type Option func(*config) error
 
-// newConfig checks everything that can be checked without the network.
+// newConfig applies the options, and checks everything that can be checked
+// without the network.
 func newConfig(creds Credentials, opts []Option) (*config, error) {
 	if err := creds.check(); err != nil {
 		return nil, err
@@ -130,7 +134,8 @@ func newConfig(creds Credentials, opts []Option) (*config, error) {
 	return c, nil
 }
 
-// option refuses what is not ok, with an error that says what is wanted.
+// option returns an Option that calls set if ok is true. Otherwise it returns
+// an error that says what is wanted.
 func option(ok bool, set func(*config), wanted string, args ...any) Option {
 	return func(c *config) error {
 		if !ok {
@@ -161,10 +166,10 @@ func WithScopes(scopes ...string) Option {
 	}
 }
 
-// WithOrigin sets the Origin header of token and revoke requests: a scheme and a
-// host, such as https://example.com, without a path. It must match an entry of
+// WithOrigin sets the Origin header of token and revoke requests: a scheme and
+// a host without a path, such as https://example.com. It must match an entry of
 // the API key's allowed-domain list. Moov's documentation says that a token
-// request must carry one. Default: no Origin is sent.
+// request must have an Origin. By default, none is sent.
 func WithOrigin(origin string) Option {
 	u, err := url.Parse(origin)
 	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && origin == u.Scheme+"://"+u.Host
@@ -172,8 +177,9 @@ func WithOrigin(origin string) Option {
 		`WithOrigin: want only a scheme and a host, such as "https://example.com", without a path or a slash at the end`)
 }
 
-// WithVersion sets the X-Moov-Version header: vYYYY.QQ.BB, such as v2026.07.00,
-// or dev or latest. Default: [DefaultVersion].
+// WithVersion sets the X-Moov-Version header. Its form is vYYYY.QQ.BB, such as
+// v2026.07.00; dev and latest are also possible. The default is
+// [DefaultVersion].
 func WithVersion(version string) Option {
 	err := checkVersion(version)
 	return option(err == nil, func(c *config) { c.version = version }, "WithVersion: %w", err)
@@ -188,9 +194,9 @@ func checkVersion(v string) error {
 	return nil
 }
 
-// WithBaseURL sets where the API is, for a gateway or a test server: an https
-// URL, or an http URL of a loopback address. Its path goes before /oauth2/token
-// and /oauth2/revoke. Default: [DefaultBaseURL].
+// WithBaseURL sets the URL of the API, for a gateway or a test server. It must
+// be an https URL, or an http URL of a loopback address. /oauth2/token and
+// /oauth2/revoke are appended to its path. The default is [DefaultBaseURL].
 func WithBaseURL(baseURL string) Option {
 	return func(c *config) error {
 		u, err := url.Parse(baseURL)
@@ -209,27 +215,29 @@ func WithBaseURL(baseURL string) Option {
 }
 
 // WithHTTPClient sets the client that makes token and revoke requests, for a
-// proxy, a client certificate or tracing. Redirects are not followed, whatever
-// its CheckRedirect says, and its Transport must not follow them either.
-// Default: [http.DefaultClient].
+// proxy, a client certificate or tracing. It does not follow redirects,
+// whatever its CheckRedirect says, and its Transport must not follow them
+// either. The default is [http.DefaultClient].
 func WithHTTPClient(client *http.Client) Option {
 	return option(client != nil, func(c *config) { c.client = client },
 		"WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
 }
 
-// WithAuthStyle sets how the client ID and secret are sent:
-// [oauth2.AuthStyleInHeader] as HTTP Basic (RFC 6749 §2.3.1, but not form-encoded
-// first, as Moov documents it), [oauth2.AuthStyleInParams] in the body. Default,
-// also for [oauth2.AuthStyleAutoDetect]: in the header.
+// WithAuthStyle sets how the client ID and secret are sent. With
+// [oauth2.AuthStyleInHeader] they are sent as HTTP Basic (RFC 6749 §2.3.1), but
+// without form-encoding, as Moov documents it. With [oauth2.AuthStyleInParams]
+// they are sent in the body. The default is the header, also for
+// [oauth2.AuthStyleAutoDetect].
 func WithAuthStyle(style oauth2.AuthStyle) Option {
 	return option(oauth2.AuthStyleAutoDetect <= style && style <= oauth2.AuthStyleInHeader, func(c *config) { c.authStyle = style },
 		"WithAuthStyle: want oauth2.AuthStyleInHeader or oauth2.AuthStyleInParams, got %d", style)
 }
 
-// WithToken starts from a token that was obtained earlier. A refresh token is
-// enough. An access token without an Expiry is used for 5 minutes, and one that
-// claims more than 30 days for 30 days. With [WithCache], the refresh token is
-// not sent, since another process may send it.
+// WithToken makes a source start with a token that was obtained earlier. The
+// token may have only a refresh token. An access token without an Expiry is
+// used for 5 minutes. An Expiry more than 30 days ahead counts as 30 days. With
+// [WithCache], the source does not send the refresh token, since another
+// process may send it.
 func WithToken(t *oauth2.Token) Option {
 	return func(c *config) error {
 		if t == nil || t.AccessToken == "" && t.RefreshToken == "" {
@@ -249,43 +257,48 @@ func WithToken(t *oauth2.Token) Option {
 	}
 }
 
-// WithEarlyRefresh sets how long before its hard expiry a token is refreshed, less a
-// random tenth so that the replicas of a fleet do not refresh all at once. The
-// first call after that moment starts the refresh in the background, and returns
-// the current token. At most four fifths of a token's lifetime are used. With 0
-// nothing is refreshed early, and callers wait at each expiry. Default: a fifth
-// of the lifetime, and 5 minutes at most.
+// WithEarlyRefresh sets how long before its hard expiry a token is refreshed. A
+// random part of that time, a tenth at most, is subtracted, so that the replicas of
+// a fleet do not refresh all at once. The first call after that moment starts the
+// refresh in the background and returns the current token. A value of more than
+// four fifths of the token's lifetime counts as four fifths. With 0, no token is
+// refreshed early, and callers wait at each expiry. The default is a fifth of the
+// lifetime, 5 minutes at most.
 func WithEarlyRefresh(d time.Duration) Option {
 	return option(d >= 0, func(c *config) { c.early = d }, "WithEarlyRefresh: want a duration of 0 or more, got %v", d)
 }
 
-// WithTimeout bounds a grant, a RequestToken or a Revoke with all its retries, but
-// without the time that a Limiter takes. At least 1 ms. Default: 30 s.
+// WithTimeout bounds the time of a token request of a source, of [RequestToken]
+// and of Revoke. It includes all retries, but not the time that requests wait
+// for a [Limiter]. The minimum is 1 ms. The default is 30 s.
 func WithTimeout(d time.Duration) Option {
 	return option(d >= time.Millisecond, func(c *config) { c.timeout = min(d, maxLifetime) }, "WithTimeout: want a duration of 1 ms or more, such as 5*time.Second; got %v", d)
 }
 
-// WithLogger sets where grants, revocations and failures are logged. No record
-// contains a secret. docs/operations.md lists the records. Default: nowhere.
+// WithLogger sets the logger for token requests, revocations and failures. No
+// record contains a secret. docs/operations.md lists the records. By default,
+// nothing is logged.
 func WithLogger(l *slog.Logger) Option {
 	return option(l != nil, func(c *config) { c.logger = l }, "WithLogger: the logger is nil: leave the option out to log nothing")
 }
 
 // WithTokenTypeHint tells [Revoke] which kind of token it is given, so that the
-// server finds it sooner (RFC 7009 §2.1). Default: no hint is sent.
+// server finds the token sooner (RFC 7009 §2.1). By default, no hint is sent.
 func WithTokenTypeHint(hint TokenTypeHint) Option {
 	return option(hint == AccessToken || hint == RefreshToken, func(c *config) { c.hint = hint },
 		"WithTokenTypeHint: want moovauth.AccessToken or moovauth.RefreshToken, got %q", hint)
 }
 
 // Limiter paces token and revoke requests. A [*rate.Limiter] of
-// golang.org/x/time/rate is one. Sources that use the same API key share one.
+// golang.org/x/time/rate is a Limiter. Let all sources with the same API key
+// share one.
 //
 // A Limiter may have two more methods. Refused(retryAfter time.Duration) is
-// called after each 429 to a token or revoke request, with what its Retry-After
-// asks for, or 0. Unused() is called if the turn that Wait granted was not needed:
-// another process had put a token into the cache by then, or the token of a refresh
-// in the background has expired.
+// called after each 429 to a token or revoke request. retryAfter is the value
+// of its Retry-After header, or 0. Unused() is called if a request that Wait
+// has admitted is not made after all. That happens if another process has put a
+// token into the cache meanwhile, or if the token of a background refresh has
+// expired.
 //
 // [*rate.Limiter]: https://pkg.go.dev/golang.org/x/time/rate#Limiter
 type Limiter interface {
@@ -293,17 +306,17 @@ type Limiter interface {
 }
 
 // WithLimiter makes each token and revoke request wait for l first. The context
-// of Wait reports no deadline, but may end. The time does not count towards
-// [WithTimeout].
-// After a 429 a request waits for as long as the server asks, and then for l
-// again, as long as a caller waits for its result. Default: no limiter; a 429 is
-// retried like any temporary failure.
+// of Wait has no deadline, but it may be cancelled. The time of these waits
+// does not count towards [WithTimeout]. After a 429, a request waits for as
+// long as the server asks, and then for l again, as long as a caller waits for
+// the result. By default there is no limiter, and a 429 is retried like any
+// other temporary failure.
 func WithLimiter(l Limiter) Option {
 	return option(l != nil, func(c *config) { c.limiter = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
 }
 
-// log logs with the client ID and the scopes, so that a record tells which source
-// it is from.
+// log adds the client ID and the scopes, so that a record tells which source it
+// is from.
 func (c *config) log(level slog.Level, msg string, attrs ...any) {
 	scopes := cut(strings.Join(c.scopes[:min(len(c.scopes), 3)], " "), maxShort)
 	c.logger.Log(context.Background(), level, msg, append(attrs, "client_id", c.creds.ClientID, "scopes", scopes)...)

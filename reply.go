@@ -1,7 +1,7 @@
 package moovauth
 
-// This file reads what the server answered: a token (RFC 6749 §5.1), or an Error
-// (§5.2) with what to change. It takes nothing on trust.
+// This file reads the server's answer: a token (RFC 6749 §5.1), or an Error
+// (§5.2) that says what to change. It trusts no part of the answer.
 
 import (
 	"bytes"
@@ -24,16 +24,16 @@ import (
 
 // reply is a successful answer to a token request.
 type reply struct {
-	token     *oauth2.Token  // without its Expiry, which depends on the caller's clock
-	members   map[string]any // what Extra finds
+	token     *oauth2.Token  // without an Expiry, which depends on the caller's clock
+	members   map[string]any // for Extra
 	sent      instant        // when the request was sent
-	lifetime  time.Duration  // from then on
-	expired   bool           // the server says that the token has no time left
+	lifetime  time.Duration  // counted from sent
+	expired   bool           // the server says that the token has expired
 	requestID string
-	warning   string // what is odd about the lifetime; "": nothing
+	warning   string // what is wrong with the lifetime; "": nothing
 }
 
-// readReply reads what the server answered to r, which was sent at sent.
+// readReply reads the server's answer to r. sent is when r was sent.
 func (c *config) readReply(r *request, resp *http.Response, body []byte, sent instant) (*reply, error) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	var members map[string]any
@@ -43,7 +43,7 @@ func (c *config) readReply(r *request, resp *http.Response, body []byte, sent in
 	}
 	masked, shown := c.outside(r, resp, body, members)
 	refused := members["error"] != nil && members["error"] != "" && (r.op == opRevoke || members["access_token"] == nil)
-	if resp.StatusCode/100 != 2 || refused { // some servers refuse with 200
+	if resp.StatusCode/100 != 2 || refused { // some servers send an error with status 200
 		return nil, c.refusal(r, resp, members, masked, shown())
 	}
 	if r.op == opRevoke && (len(body) == 0 || json.Valid(body)) {
@@ -57,7 +57,7 @@ func (c *config) readReply(r *request, resp *http.Response, body []byte, sent in
 		return rep, nil
 	}
 	why := fmt.Sprintf("answered %d: %s", resp.StatusCode, masked(err.Error()))
-	// A JSON object or a single word may hold, or be, a token that no one knows.
+	// A JSON object may hold a token, and a single word may be one.
 	if page := shown(); strings.ContainsAny(page, " \t\r\n<") && !strings.HasPrefix(page, "{") {
 		why += "; it starts with " + quoted(page)
 	}
@@ -89,11 +89,12 @@ func (rep *reply) read(members map[string]any, header http.Header) error {
 	return nil
 }
 
-// lastPlain are the last members that were only a token_type and an expires_in.
+// lastPlain holds the last members that were only a token_type and an
+// expires_in.
 var lastPlain atomic.Pointer[map[string]any]
 
-// share returns a map with the same members, which thousands of sources with plain
-// replies share: it takes 400 bytes.
+// share returns a map with the same members. Thousands of sources with plain
+// replies share one map, which would take 400 bytes for each.
 func share(members map[string]any) map[string]any {
 	for name := range members {
 		if name != "token_type" && name != "expires_in" {
@@ -107,11 +108,11 @@ func share(members map[string]any) map[string]any {
 	return members
 }
 
-// readLifetime reads expires_in. Moov documents a Unix timestamp, and has
-// answered with seconds (RFC 6749 §5.1): from 1e9 on it is a timestamp. The
-// timestamp is compared with the reply's Date, so that a wrong local clock does
-// not matter. A token that does not say how long it lives is used for a short
-// time.
+// readLifetime reads expires_in. Moov documents a Unix timestamp, and has also
+// answered with seconds (RFC 6749 §5.1). From 1e9 on, the number is a
+// timestamp. It is compared with the reply's Date, so that a wrong local clock
+// does not matter. If the reply does not say how long the token lives, a short
+// lifetime is assumed.
 func (rep *reply) readLifetime(expiresIn any, header http.Header) {
 	seconds, err := strconv.ParseFloat(fmt.Sprint(expiresIn), 64) // of a number or a string
 	rep.expired = err == nil && seconds <= 0
@@ -132,9 +133,9 @@ func (rep *reply) readLifetime(expiresIn any, header http.Header) {
 	}
 }
 
-// bearer is the scheme of the Authorization header for a token_type. Older pages
-// of Moov's documentation name the token's format there. An unknown type is not
-// quoted: it may be the token itself.
+// bearer returns the scheme of the Authorization header for a token_type. Older
+// pages of Moov's documentation give the token's format there. The error does
+// not quote an unknown type, since it may be the token itself.
 func bearer(tokenType string) (string, error) {
 	switch strings.ToLower(tokenType) {
 	case "", "bearer", "opaque", "jwt":
@@ -148,13 +149,14 @@ func headerSafe(token string) bool {
 	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r < '!' || r > '~' })
 }
 
-// secretsOf are what no error about r may show.
+// secretsOf returns what no error about r may show.
 func (c *config) secretsOf(r *request) []string { return append(c.creds.secrets(), r.secrets...) }
 
-// outside masks and cuts text that came with an answer to r. shown is its body.
+// outside returns two functions that mask and cut text from an answer to r:
+// masked does so for a short text, and shown returns the body.
 func (c *config) outside(r *request, resp *http.Response, body []byte, members map[string]any) (masked func(string) string, shown func() string) {
 	secrets := c.secretsOf(r)
-	if resp.StatusCode != http.StatusUnprocessableEntity { // whose members are messages about fields
+	if resp.StatusCode != http.StatusUnprocessableEntity { // the members of a 422 are messages about fields
 		for _, name := range []string{"access_token", "refresh_token"} {
 			token, _ := members[name].(string)
 			secrets = append(secrets, token)
@@ -171,7 +173,7 @@ func (c *config) outside(r *request, resp *http.Response, body []byte, members m
 	return masked, shown
 }
 
-// refusal is the Error of an answer to r that refuses.
+// refusal returns the Error of an answer to r that is not a success.
 func (c *config) refusal(r *request, resp *http.Response, members map[string]any, masked func(string) string, shown string) *Error {
 	e := &Error{Op: r.op, GrantType: r.grantType, StatusCode: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Now())}
 	e.RequestID = masked(resp.Header.Get("X-Request-Id"))
@@ -201,16 +203,16 @@ func (c *config) refusal(r *request, resp *http.Response, members map[string]any
 	return e
 }
 
-// unusable is the error of a reply to r that brought no usable token.
+// unusable returns the error of a reply to r without a usable token.
 func (rep *reply) unusable(r *request, why string) error {
 	text := fmt.Sprintf("moovauth: %s: unusable reply (request ID %s): %s", r, quoted(rep.requestID), why)
 	return &grantError{text: cut(text, maxErrorText), temporary: true}
 }
 
-// retryAfter reads Retry-After (RFC 9110 §10.2.3: seconds, or a date, which is
-// compared with the answer's own Date) and Moov's older X-Retry-In
-// (milliseconds, or a duration such as 1.5s). Of several values the largest
-// counts. What cannot be read, or lies in the past, is 0.
+// retryAfter reads Retry-After (RFC 9110 §10.2.3: seconds, or a date) and
+// Moov's older X-Retry-In (milliseconds, or a duration such as 1.5s). A date is
+// compared with the answer's own Date. If there are several values, the largest
+// counts. A value that is unreadable or in the past counts as 0.
 func retryAfter(header http.Header, now time.Time) (wait time.Duration) {
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		now = date
@@ -229,8 +231,8 @@ func retryAfter(header http.Header, now time.Time) (wait time.Duration) {
 	return wait
 }
 
-// duration reads a decimal number of units, of which there may be too many for a
-// time.Duration.
+// duration reads a decimal number of units. A number that is too large for a
+// time.Duration is cut.
 func duration(s string, unit time.Duration) time.Duration {
 	n, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
 	if err != nil || n != n {

@@ -1,8 +1,8 @@
 package moovauth
 
-// This file is the wire: one token or revoke request, its retries, and its waits
-// for the Limiter. It keeps nothing between two requests. How an answer is read is
-// in reply.go.
+// This file makes one token or revoke request over HTTP, with its retries and
+// its waits for the Limiter. It keeps no state between requests. reply.go reads
+// the answers.
 
 import (
 	"context"
@@ -46,11 +46,11 @@ type request struct {
 	op        string
 	grantType string // of a token request
 	form      url.Values
-	secrets   []string // masked in errors, beside those of the reply and of the credentials
+	secrets   []string // masked in errors, like those of the reply and the credentials
 	budget    *budget
-	queue     context.Context // of waits between attempts, for the Limiter too
-	hasPermit bool            // the Limiter has let the first attempt go already
-	spends    bool            // the server may use up the refresh token, and there is another way to a token
+	queue     context.Context // for the waits between attempts and for the Limiter
+	hasPermit bool            // the Limiter has already admitted the first attempt
+	spends    bool            // the server may use up the refresh token, and the client credentials are left
 }
 
 func (r *request) String() string {
@@ -70,7 +70,7 @@ func newBudget(timeout time.Duration) *budget { return &budget{end: time.Now().A
 
 func (b *budget) left() time.Duration { return time.Until(b.end) }
 
-// exclude calls f, whose time does not count.
+// exclude calls f without counting its time.
 func (b *budget) exclude(f func() error) error {
 	began := time.Now()
 	err := f()
@@ -78,7 +78,7 @@ func (b *budget) exclude(f func() error) error {
 	return err
 }
 
-// spend calls f with one of n equal parts of what is left.
+// spend calls f with one of n equal parts of the time that is left.
 func (b *budget) spend(n int, f func(part *budget) error) error {
 	end := time.Now().Add(b.left() / time.Duration(n))
 	part := &budget{end: end, gaveUp: b.gaveUp}
@@ -87,8 +87,9 @@ func (b *budget) spend(n int, f func(part *budget) error) error {
 	return err
 }
 
-// do makes r up to three times, as long as its failure is temporary and the time
-// allows another attempt. With a Limiter it returns a 429 at once.
+// do makes r up to three times. It retries temporary failures if the time
+// allows another attempt. With a Limiter, it returns after a 429: see
+// whileThrottled.
 func (c *config) do(ctx context.Context, r *request) (*reply, error) {
 	for n := 1; ; n++ {
 		if !r.hasPermit {
@@ -115,8 +116,9 @@ func (c *config) do(ctx context.Context, r *request) (*reply, error) {
 	}
 }
 
-// retryDelay is how long to wait after the nth attempt has failed with err. A
-// Limiter that hears of a 429 holds all back by itself.
+// retryDelay returns how long to wait after the nth attempt has failed with
+// err. A Limiter with a Refused method delays all requests after a 429, so
+// these get no jitter of their own.
 func (c *config) retryDelay(n int, err error) time.Duration {
 	if _, ok := c.limiter.(interface{ Refused(time.Duration) }); ok && throttled(err) {
 		return max(firstBackOff, spread(askedWait(err), 0))
@@ -124,7 +126,7 @@ func (c *config) retryDelay(n int, err error) time.Duration {
 	return max(backOff(n, c.random()), spread(askedWait(err), c.random()))
 }
 
-// sleep waits for d, or returns why ctx ended first.
+// sleep waits for d. If ctx ends first, it returns why.
 func sleep(ctx context.Context, d time.Duration) error {
 	timer, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -134,9 +136,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 var errNoAnswer = fmt.Errorf("no answer on a connection that was used before, which may be dead: %w", context.DeadlineExceeded)
 
-// attempt makes r once, in the time that is left. On a reused connection it is
-// given up sooner, once: a NAT or a load balancer may have forgotten the
-// connection without a word.
+// attempt makes r once, in the time that is left. On a reused connection it
+// gives up sooner, once in a grant: a NAT or a load balancer may have dropped
+// the connection without telling either side.
 func (c *config) attempt(grant context.Context, r *request) (*reply, error) {
 	ctx, cancelTimeout := context.WithTimeoutCause(grant, r.budget.left(), notWithin(c.timeout))
 	defer cancelTimeout()
@@ -155,8 +157,8 @@ func (c *config) attempt(grant context.Context, r *request) (*reply, error) {
 	if err != nil {
 		if context.Cause(ctx) == errNoAnswer {
 			r.budget.gaveUp = true
-			_ = sleep(grant, firstBackOff)  // HTTP/2 needs a moment to see that the connection is idle
-			c.client.CloseIdleConnections() // the next attempt would get the next dead one
+			_ = sleep(grant, firstBackOff)  // HTTP/2 needs a moment before the connection counts as idle
+			c.client.CloseIdleConnections() // the next attempt could get another dead connection
 		}
 		return nil, c.unanswered(r, err)
 	}
@@ -167,7 +169,7 @@ func notWithin(timeout time.Duration) error {
 	return fmt.Errorf("not done within %v (see WithTimeout): %w", timeout, context.DeadlineExceeded)
 }
 
-// post sends r with the client's credentials and reads the whole reply. It stops
+// post sends r with the client credentials and reads the whole reply. It stops
 // giveUp when the server begins to answer.
 func (c *config) post(ctx context.Context, r *request, giveUp *time.Timer) (*http.Response, []byte, error) {
 	if c.authStyle == oauth2.AuthStyleInParams {
@@ -186,7 +188,7 @@ func (c *config) post(ctx context.Context, r *request, giveUp *time.Timer) (*htt
 		req.Header.Set("Origin", c.origin)
 	}
 	if c.authStyle != oauth2.AuthStyleInParams {
-		// As they are: Moov, unlike RFC 6749 §2.3.1, does not form-encode them first.
+		// Moov, unlike RFC 6749 §2.3.1, expects both without form-encoding.
 		req.SetBasicAuth(c.creds.ClientID, c.creds.ClientSecret)
 	}
 	client := *c.client
@@ -195,13 +197,13 @@ func (c *config) post(ctx context.Context, r *request, giveUp *time.Timer) (*htt
 	giveUp.Stop()
 	if err != nil {
 		if wrapped := new(url.Error); errors.As(err, &wrapped) {
-			err = wrapped.Err // unanswered names the URL
+			err = wrapped.Err // unanswered adds the URL
 		}
 		return nil, nil, causeOf(ctx, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return resp, nil, nil // its body is the connection, which does not end with ctx
+		return resp, nil, nil // its body is the connection, and reading it would not end with ctx
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err == nil && len(body) > maxBody {
@@ -213,7 +215,7 @@ func (c *config) post(ctx context.Context, r *request, giveUp *time.Timer) (*htt
 	return resp, body, nil
 }
 
-// causeOf is err, or why ctx ended if err says that it ended.
+// causeOf returns why ctx ended if that is what err reports, and err otherwise.
 func causeOf(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	switch {
@@ -225,7 +227,7 @@ func causeOf(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ctx.Err(), cause)
 }
 
-// unanswered is the error of a request that brought no reply.
+// unanswered returns the error of a request that got no reply.
 func (c *config) unanswered(r *request, err error) error {
 	advice := ""
 	switch {
@@ -241,8 +243,9 @@ func (c *config) unanswered(r *request, err error) error {
 	return &grantError{text: err.Error() + ": " + advice, err: err}
 }
 
-// waitForLimiter waits until the Limiter lets a request go. The Limiter does not see
-// when ctx ends: a rate.Limiter would refuse at once if its turn comes later.
+// waitForLimiter waits until the Limiter admits a request. It hides the
+// deadline of ctx: a rate.Limiter fails at once if its turn would come after
+// the deadline.
 func (c *config) waitForLimiter(ctx context.Context, b *budget) error {
 	if c.limiter == nil {
 		return nil
@@ -255,20 +258,21 @@ func (c *config) waitForLimiter(ctx context.Context, b *budget) error {
 	})
 }
 
-// withoutDeadline is a context that does not say when it ends.
+// withoutDeadline is a context that does not report its deadline.
 type withoutDeadline struct{ context.Context }
 
 func (withoutDeadline) Deadline() (deadline time.Time, ok bool) { return deadline, false }
 
-// returnPermit tells the Limiter that the turn was not needed.
+// returnPermit tells the Limiter that its permit was not used.
 func (c *config) returnPermit() {
 	if l, ok := c.limiter.(interface{ Unused() }); ok {
 		l.Unused()
 	}
 }
 
-// whileThrottled calls f. With a Limiter, it calls f again after each 429, as
-// long as the result is wanted (nil: until ctx ends). The time between does not count.
+// whileThrottled calls f. With a Limiter, it calls f again after each 429 as
+// long as wanted returns true; if wanted is nil, until ctx ends. The time
+// between two calls does not count.
 func (c *config) whileThrottled(ctx context.Context, b *budget, wanted func() bool, f func() error) error {
 	for {
 		err := f()

@@ -1,7 +1,7 @@
 package moovauth
 
-// This file ends a token's life at the server (RFC 7009): Revoke for a token
-// that the caller has, TokenSource.Revoke for all that a source has obtained.
+// This file revokes tokens (RFC 7009): Revoke one token that the caller has,
+// and TokenSource.Revoke all that a source has obtained.
 
 import (
 	"context"
@@ -24,8 +24,9 @@ const (
 // Revoke revokes one token, an access or a refresh token, at POST
 // /oauth2/revoke. Other tokens of the same grant stay alive: see
 // [TokenSource.Revoke]. A token that the server does not know counts as revoked
-// (RFC 7009 §2.2). Revoke retries temporary failures, and stops when ctx ends or
-// after [WithTimeout]. If the server refuses, the error is an [*Error].
+// (RFC 7009 §2.2). Revoke retries temporary failures. It stops when ctx ends or
+// after [WithTimeout]. If the server refuses the request, the error is an
+// [*Error].
 //
 // Only the options that configure the request apply: WithBaseURL, WithOrigin,
 // WithVersion, WithHTTPClient, WithAuthStyle, WithTimeout, WithLimiter,
@@ -64,21 +65,22 @@ func (c *config) revoke(ctx context.Context, token string, hint TokenTypeHint, s
 	return nil
 }
 
-// Revoke revokes and forgets every token that s holds, and those in its cache:
-// first the refresh tokens, since they can be used to obtain others, then the
-// access tokens, also those that were replaced but have not expired. It deletes
-// the cache's entry last. It tries each token, also if another one failed. The
-// errors are joined, and the next Revoke tries again what failed. s stays usable:
-// the next Token starts afresh with the configured scopes. To revoke one token
-// only, see the function [Revoke].
+// Revoke revokes and forgets every token that s holds or that its cache holds.
+// It revokes the refresh tokens first, since they can be used to obtain others.
+// Then it revokes the access tokens, including former ones that have not
+// expired. It deletes the cache's entry last. If a token cannot be revoked,
+// Revoke continues with the next one, joins the errors, and the next call of
+// Revoke tries that token again. s stays usable: the next Token uses the client
+// credentials. To revoke only one token, see the function [Revoke].
 //
-// Revoke waits for a token request in progress for half of its own time, then
-// cancels it. It stops when ctx ends, or after one [WithTimeout] in all.
+// If a token request is in progress, Revoke waits for it for half of its own
+// time, then cancels it. Revoke stops when ctx ends, or after one [WithTimeout]
+// for all tokens together.
 //
-// If Revoke returns nil, no token is alive that s received and remembers, or that
-// its cache held. s remembers the last 16 former tokens
-// that may be alive. What was revoked is not adopted from the cache again, also
-// if the entry could not be deleted.
+// If Revoke returns nil, no token is alive that s received and remembers, or
+// that its cache held. s remembers the last 16 former tokens that may be alive.
+// A revoked token is not adopted from the cache again, even if the entry could
+// not be deleted.
 func (s *TokenSource) Revoke(ctx context.Context) error {
 	switch {
 	case s.core == nil:
@@ -99,7 +101,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 	defer s.core.flights.turn.Release(1)
 
 	var errs []error
-	cache := s.core.cache.session(b.left()) // the tokens need time, too
+	cache := s.core.cache.session(b.left()) // leaves time for the tokens
 	unlock, locked := cache.lock(ctx)
 	defer unlock()
 	if cache.hasLock() && !locked {
@@ -115,7 +117,7 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 	}
 	taken := s.core.state.takeAll(more, c.clock())
 	secrets := s.core.state.tokens()
-	alive := false // a token in the entry
+	alive := false // whether a token in the cache's entry is alive
 	for i, f := range taken {
 		err := b.spend(len(taken)-i, func(part *budget) error { return c.revoke(ctx, f.token, f.hint, secrets, part) })
 		if err != nil {
@@ -133,7 +135,8 @@ func (s *TokenSource) Revoke(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// takeTurn waits for the grant in progress for half of the time, then cancels it.
+// takeTurn waits for the grant in progress for half of the time, then cancels
+// it.
 func (c *core) takeTurn(ctx context.Context, b *budget) error {
 	f := c.flights
 	f.revoking.Add(1)

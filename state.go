@@ -1,8 +1,8 @@
 package moovauth
 
-// This file is everything that a source knows: the current token, the last
-// failure, and the tokens of the past. Each method is one atomic change. It
-// takes the time as an argument, and neither waits nor does I/O.
+// This file holds everything that a source knows: the current token, the last
+// failure, and former tokens. Each method makes one atomic change. It takes the
+// time as an argument, does not wait and does no I/O.
 
 import (
 	"cmp"
@@ -16,50 +16,50 @@ import (
 )
 
 const (
-	maxFormer = 16  // former tokens that are remembered for Revoke
-	maxBarred = 100 // tokens that are not adopted from the cache
+	maxFormer = 16  // number of former tokens that Revoke remembers
+	maxBarred = 100 // number of tokens that are never adopted from the cache
 )
 
-// state is what a source knows. Readers load one immutable snapshot. A change
-// publishes another, with mu held.
+// state is what a source knows. Readers load an immutable snapshot. A change
+// stores another snapshot while mu is held.
 type state struct {
 	snapshot atomic.Pointer[snapshot]
 	counts   counts
-	narrow   atomic.Bool // the last client-credentials reply lacked a scope, too
-	warned   atomic.Bool // a warning about the last reply was logged
+	narrow   atomic.Bool // the last client-credentials reply lacked a scope
+	warned   atomic.Bool // the last reply caused a warning
 
 	mu     sync.Mutex    // guards storing snapshot, and the fields below
 	former []formerToken // oldest first
-	barred []uint64      // hashes of tokens that were invalidated or revoked, oldest first
+	barred []uint64      // hashes of invalidated and revoked tokens, oldest first
 }
 
 // snapshot is what a source knows at one moment. It is immutable.
 type snapshot struct {
 	current       *currentToken // nil: none
-	coolDown      *coolDown     // nil: the last grant succeeded, or there was none
-	lastFailure   *lastFailure  // also after a later success; nil: none
-	unsent        string        // the refresh token that this source obtained and has not sent
+	coolDown      *coolDown     // nil: the last grant succeeded, or there was no grant
+	lastFailure   *lastFailure  // kept after a later success; nil: no grant has failed
+	unsent        string        // a refresh token that this source obtained and has not sent
 	invalidatedAt instant       // when an invalidation last counted
-	pause         time.Duration // before the next one counts
+	pause         time.Duration // after invalidatedAt, before the next invalidation counts
 }
 
 // currentToken is the token that callers get. It is immutable.
 type currentToken struct {
-	oauth2.Token            // AccessToken is empty if there is only a refresh token
+	oauth2.Token            // the AccessToken is empty if there is only a refresh token
 	authorization [1]string // the Authorization header
 	refreshAt     instant   // the refresh point
 	expireAt      instant   // the hard expiry
-	deadAt        instant   // from then on the server does not accept the token, whatever its clock says
+	deadAt        instant   // from then on the server no longer accepts the token, even if its clock is behind
 	refused       bool      // the API refused it: see Invalidate
 }
 
-// coolDown is the time after a failed grant in which no request is made.
+// coolDown is the time after a failed grant during which no request is made.
 type coolDown struct {
 	until      instant
 	failures   int // in a row
 	err        error
-	background bool // no caller waited for the grant, so it keeps no caller from a grant
-	asked      bool // the server asked for the time
+	background bool // no caller waited for the failed grant; callers without a token need not wait for until
+	asked      bool // the server asked for this wait
 }
 
 // lastFailure is the error of the last grant that failed.
@@ -68,7 +68,8 @@ type lastFailure struct {
 	at  time.Time
 }
 
-// formerToken is a token that callers no longer get, but that may be alive.
+// formerToken is a token that callers no longer get, but that the server may
+// still accept.
 type formerToken struct {
 	token  string
 	hint   TokenTypeHint
@@ -81,9 +82,9 @@ func newState() *state {
 	return st
 }
 
-// usable returns the token that callers get now, or nil. A refused token is
-// still returned while a failed attempt to replace it cools down: it may be good
-// for all other calls.
+// usable returns the token that callers get now, or nil. After a failed attempt
+// to replace a refused token, callers get the refused token until the cool-down
+// ends: other API calls may still accept it.
 func (s *snapshot) usable(now instant) *currentToken {
 	t := s.current
 	if t == nil || t.AccessToken == "" || now.reached(t.expireAt) || t.refused && s.coolingDown(now) == nil {
@@ -92,14 +93,15 @@ func (s *snapshot) usable(now instant) *currentToken {
 	return t
 }
 
-// refreshDue reports whether the current token is to be refreshed in the background.
+// refreshDue reports whether the current token should be refreshed in the
+// background.
 func (s *snapshot) refreshDue(now instant) bool {
 	t := s.usable(now)
 	return t != nil && !t.refused && now.reached(t.refreshAt) && (s.coolDown == nil || now.reached(s.coolDown.until))
 }
 
-// coolingDown returns the cool-down that keeps a caller without a token from a
-// grant, or nil.
+// coolingDown returns the cool-down that a caller without a token must wait
+// for, or nil.
 func (s *snapshot) coolingDown(now instant) *coolDown {
 	if c := s.coolDown; c != nil && !c.background && !now.reached(c.until) {
 		return c
@@ -107,7 +109,7 @@ func (s *snapshot) coolingDown(now instant) *coolDown {
 	return nil
 }
 
-// timeLeft is how long callers get the current token.
+// timeLeft returns how much longer callers get the current token.
 func (s *snapshot) timeLeft(now instant) time.Duration {
 	if t := s.usable(now); t != nil {
 		return now.until(t.expireAt)
@@ -117,7 +119,7 @@ func (s *snapshot) timeLeft(now instant) time.Duration {
 
 func (st *state) load() *snapshot { return st.snapshot.Load() }
 
-// change publishes a changed copy of the snapshot. f runs with mu held.
+// change stores a changed copy of the snapshot. It calls f with mu held.
 func (st *state) change(f func(next *snapshot)) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -126,8 +128,8 @@ func (st *state) change(f func(next *snapshot)) {
 	st.snapshot.Store(&next)
 }
 
-// obtain makes t, which the server has just handed out, the current token.
-// spent is the refresh token that was used up for it.
+// obtain makes t the current token. The server has just issued t. spent is the
+// refresh token that was used up for it.
 func (st *state) obtain(t *currentToken, spent string, now instant) {
 	st.change(func(next *snapshot) {
 		st.unbar(t.AccessToken)
@@ -136,8 +138,8 @@ func (st *state) obtain(t *currentToken, spent string, now instant) {
 	})
 }
 
-// adopt makes t, which the cache has, the current token, if that is better than
-// what callers get now, and if it was not invalidated or revoked.
+// adopt makes t, a token from the cache, the current token. It does so only if
+// t is better than what callers get now and was not invalidated or revoked.
 func (st *state) adopt(t *currentToken, now instant) (adopted bool) {
 	st.change(func(next *snapshot) {
 		usable := next.usable(now)
@@ -160,7 +162,7 @@ func (st *state) replace(next *snapshot, t *currentToken, spent string, now inst
 			st.remember(formerToken{old.AccessToken, AccessToken, old.deadAt}, now)
 		}
 		if !old.refused && now.reached(old.refreshAt) {
-			next.pause = 0 // the token has lasted
+			next.pause = 0 // the token lived to its refresh point
 		}
 	}
 	st.forget(spent)
@@ -170,8 +172,9 @@ func (st *state) replace(next *snapshot, t *currentToken, spent string, now inst
 }
 
 // claimRefreshToken returns the refresh token that this source may send, or "".
-// From then on it counts as sent, so that no one sends it again if the grant ends
-// early. A source without scopes has nothing else, and may send it again.
+// It marks the refresh token as sent, so that it is not sent again if the grant
+// ends early. A source without scopes has no other credential and may send it
+// again.
 func (st *state) claimRefreshToken(hasScopes bool) (refresh string) {
 	st.change(func(next *snapshot) {
 		refresh, next.unsent = next.unsent, ""
@@ -182,13 +185,14 @@ func (st *state) claimRefreshToken(hasScopes bool) (refresh string) {
 	return refresh
 }
 
-// returnRefreshToken takes a claim back: the server has not used up the token.
+// returnRefreshToken undoes claimRefreshToken: the server has not used up the
+// refresh token.
 func (st *state) returnRefreshToken(refresh string) {
 	st.change(func(next *snapshot) { next.unsent = refresh })
 }
 
-// keepForRevoke remembers a refresh token that is not sent any more, unless it is
-// the current one.
+// keepForRevoke remembers a refresh token that will not be sent again, so that
+// Revoke can revoke it.
 func (st *state) keepForRevoke(refresh string, now instant) {
 	st.change(func(next *snapshot) {
 		if t := next.current; t == nil || t.RefreshToken != refresh {
@@ -203,8 +207,8 @@ func (st *state) fail(c *coolDown, now instant) {
 }
 
 // invalidate marks the current token as refused, and reports whether it did. An
-// invalidation that follows another one too soon does nothing: an API that
-// answers 401 to everything must not cause a flood of token requests.
+// invalidation that follows the last one too soon has no effect: see
+// [TokenSource.Invalidate].
 func (st *state) invalidate(access string, now instant) (refused bool) {
 	st.change(func(next *snapshot) {
 		t := next.current
@@ -212,7 +216,7 @@ func (st *state) invalidate(access string, now instant) (refused bool) {
 			return
 		}
 		if now.reached(t.refreshAt) {
-			next.pause = 0 // the token has lasted
+			next.pause = 0 // the token lived to its refresh point
 		}
 		if next.pause > 0 && !now.reached(next.invalidatedAt.add(next.pause)) {
 			return
@@ -226,9 +230,10 @@ func (st *state) invalidate(access string, now instant) (refused bool) {
 	return refused
 }
 
-// takeAll takes the current token away for Revoke, and returns it with all others
-// that may be alive: the former ones, and more. Refresh tokens come first, since
-// they can be used to obtain others. All stay known until they are forgotten.
+// takeAll removes the current token for Revoke. It returns that token, the
+// former tokens and more, without those that are dead. Refresh tokens come
+// first, since they can be used to obtain others. Revoke still knows all of
+// them until they are forgotten.
 func (st *state) takeAll(more []formerToken, now instant) (taken []formerToken) {
 	st.change(func(next *snapshot) {
 		if t := next.current; t != nil {
@@ -253,7 +258,7 @@ func (st *state) takeAll(more []formerToken, now instant) (taken []formerToken) 
 // revoked forgets a token that the server has revoked.
 func (st *state) revoked(token string) { st.change(func(*snapshot) { st.forget(token) }) }
 
-// tokens are those that may be alive, to be masked in errors.
+// tokens returns the tokens that must be masked in errors.
 func (st *state) tokens() (all []string) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -266,8 +271,8 @@ func (st *state) tokens() (all []string) {
 	return all
 }
 
-// remember adds f to the former tokens, once, and forgets the dead ones and the
-// oldest. mu is held.
+// remember adds f to the former tokens. It drops dead tokens, and the oldest if
+// there are too many. mu is held.
 func (st *state) remember(f formerToken, now instant) {
 	if f.token == "" {
 		return
@@ -277,7 +282,7 @@ func (st *state) remember(f formerToken, now instant) {
 	st.former = slices.Delete(st.former, 0, max(0, len(st.former)-maxFormer))
 }
 
-// forget removes a token from the former ones. mu is held.
+// forget removes a token from the former tokens. mu is held.
 func (st *state) forget(token string) {
 	st.former = slices.DeleteFunc(st.former, formerToken{token: token}.sameToken)
 }
@@ -286,14 +291,14 @@ func (f formerToken) sameToken(other formerToken) bool { return f.token == other
 
 var hashSeed = maphash.MakeSeed()
 
-// bar makes sure that a token is not adopted from the cache. mu is held.
+// bar prevents a token from being adopted from the cache. mu is held.
 func (st *state) bar(token string) {
 	st.unbar(token)
 	st.barred = append(st.barred, maphash.String(hashSeed, token))
 	st.barred = slices.Delete(st.barred, 0, max(0, len(st.barred)-maxBarred))
 }
 
-// unbar takes bar back. mu is held.
+// unbar undoes bar. mu is held.
 func (st *state) unbar(token string) {
 	st.barred = slices.DeleteFunc(st.barred, func(h uint64) bool { return h == maphash.String(hashSeed, token) })
 }

@@ -1,6 +1,6 @@
 package moovauth
 
-// This file is what a source tells about itself: its state, and its counts.
+// This file reports a source's state and its counts.
 
 import (
 	"sync/atomic"
@@ -9,38 +9,38 @@ import (
 
 // The values of Stats.Phase.
 const (
-	PhaseNone  = "none"  // there is no good token: callers wait for one
-	PhaseFresh = "fresh" // the token is good
-	PhaseStale = "stale" // the token is good, and due to be refreshed
+	PhaseNone  = "none"  // there is no valid token: callers wait for one
+	PhaseFresh = "fresh" // the token is valid
+	PhaseStale = "stale" // the token is valid, but it is time to refresh it
 )
 
-// Stats is the state of a [TokenSource], and what it has done since it was made.
-// The counts only grow.
+// Stats holds the state of a [TokenSource], and counts what it has done since
+// it was made. The counts never decrease.
 type Stats struct {
 	Phase           string    // of the current token: PhaseNone, PhaseFresh or PhaseStale
-	Expiry          time.Time // of the access token, as the server set it or as assumed; zero: there is none
+	Expiry          time.Time // of the access token, as the server set it or as assumed; zero if there is none
 	HasRefreshToken bool
-	CoolDownUntil   time.Time // no token request is made before; zero: one can be made now
+	CoolDownUntil   time.Time // no token request is made before this time; zero if one can be made now
 
-	LastError   error     // of the last grant that failed; nil: none has
-	LastErrorAt time.Time // when that was
+	LastError   error     // of the last failed grant; nil if none has failed
+	LastErrorAt time.Time // the time of LastError
 
 	ClientCredentials       uint64 // successful requests with the client credentials; retries do not count
-	ClientCredentialsFailed uint64 // failed ones
+	ClientCredentialsFailed uint64 // failed requests with the client credentials
 	Refreshes               uint64 // successful requests with a refresh token; retries do not count
-	RefreshesFailed         uint64 // failed ones
+	RefreshesFailed         uint64 // failed requests with a refresh token
 	Adopted                 uint64 // tokens taken from the cache
 	Invalidated             uint64 // calls of Invalidate that marked the current token
 	Revoked                 uint64 // tokens that Revoke revoked
 
 	CacheFailures  uint64 // calls to the cache that failed
-	LastCacheError error  // of the last of them; nil: none has failed
+	LastCacheError error  // of the last failed call to the cache; nil if none has failed
 
 	Waited   uint64        // callers that had to wait for a token
-	WaitTime time.Duration // of all of them together
+	WaitTime time.Duration // the total time of their waits
 }
 
-// counts are what only grows in Stats.
+// counts are the counters of Stats.
 type counts struct {
 	clientCredentials, clientCredentialsFailed atomic.Uint64
 	refreshes, refreshesFailed                 atomic.Uint64

@@ -11,22 +11,24 @@
 //	}
 //	resp, err := source.Client().Get("https://api.moov.io/ping")
 //
-// A [TokenSource] plugs into any code that takes an [oauth2.TokenSource]. Its
-// [TokenSource.Client], or a [Transport] of your own, also sends the
-// X-Moov-Version header and keeps the token from other hosts. Package moovtest
-// is a Moov to test against.
+// A [TokenSource] works with any code that accepts an [oauth2.TokenSource]. The
+// client of [TokenSource.Client], and a [Transport] of your own, also send the
+// X-Moov-Version header, and never send the token to another host. Package
+// moovtest is an in-process fake of Moov for tests.
 //
-// Code that you plug in, such as an [http.RoundTripper], a [Cache] or a
-// [Limiter], is called directly, as net/http does: it must heed its context, and
-// a panic in it ends the program. If it calls [runtime.Goexit], as t.FailNow does
-// in a mock, callers wait for WithTimeout (with a Limiter: until their own context
-// ends).
+// The package calls the code that you plug in, such as an [http.RoundTripper],
+// a [Cache] or a [Limiter], directly, as net/http does. Such code must return
+// when its context ends. A panic in it ends the program. If it calls
+// [runtime.Goexit], as t.FailNow does in a mock, callers wait until
+// [WithTimeout] has passed. With a Limiter, they wait until their own context
+// ends.
 package moovauth
 
-// This file is the life of a token: fresh, stale, expired. It decides who waits
-// for whom: the callers, the flight that they share, and the refresh in the
-// background. What a source knows is in state.go, and how a token is obtained in
-// grant.go.
+// This file follows a token through its life: fresh, stale, expired. It decides
+// which callers wait, lets them share one token request, and starts the refresh
+// in the background. A shared token request is called a flight. It runs a
+// grant, which obtains one token: see grant.go. What a source knows is in
+// state.go.
 
 import (
 	"context"
@@ -52,8 +54,8 @@ import (
 // a tenth of the lifetime if that is less.
 type TokenSource struct{ core *core }
 
-// core is what a TokenSource consists of. The pointers are immutable. What they
-// point to is not printed when package fmt prints a TokenSource.
+// core holds the parts of a TokenSource. The pointers are immutable. Package
+// fmt does not follow them when it prints a TokenSource.
 type core struct {
 	config  *config
 	cache   *store // nil: none
@@ -61,27 +63,28 @@ type core struct {
 	flights *flights
 }
 
-// flights coordinates all who want to talk to the server.
+// flights coordinates the goroutines that make token and revoke requests for a
+// source.
 type flights struct {
-	shared     atomic.Pointer[singleflight.Group] // of the flight that callers share
-	turn       *semaphore.Weighted                // held by a flight and by Revoke: no two of them run at the same time
-	running    atomic.Pointer[flight]             // the one that has the turn
+	shared     atomic.Pointer[singleflight.Group] // lets callers share one flight
+	turn       *semaphore.Weighted                // held by the running flight or Revoke, so that only one of them runs at a time
+	running    atomic.Pointer[flight]             // the flight that holds turn; nil: none
 	revoking   atomic.Int32                       // calls of Revoke that wait for the turn
-	refreshing atomic.Bool                        // a refresh in the background is under way
+	refreshing atomic.Bool                        // a refresh is running in the background
 	waiting    atomic.Int32                       // callers that wait for a flight
 }
 
-// flight is how a grant in progress is reached.
+// flight can end a grant in progress, or only its waits.
 type flight struct {
 	background bool
-	leave      context.CancelCauseFunc // ends its waits for the Limiter and between attempts
+	leave      context.CancelCauseFunc // ends the waits for the Limiter and between attempts
 	cancel     context.CancelCauseFunc // ends the grant
 }
 
-// NewTokenSource returns a source of tokens for an API key. It makes no request:
-// the first call of Token does. It checks its arguments, and its error names the
-// one to change. Either [WithScopes] or [WithToken] with a refresh token is
-// required.
+// NewTokenSource returns a source of tokens for an API key. It makes no
+// request: the first call of Token does. It checks its arguments, and its error
+// names the argument to change. Either [WithScopes] or [WithToken] with a
+// refresh token is required.
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	c, err := newConfig(creds, opts)
 	if err != nil {
@@ -111,17 +114,18 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	return &TokenSource{&core{c, store, st, f}}, nil
 }
 
-// Token returns a token that is good now. It implements [oauth2.TokenSource].
-// It waits only if there is no good token, for about [WithTimeout] at most, plus
-// the time that a [WithLimiter] takes. If the server refuses, the error is an
-// [*Error], and while the source is backing off after a failure, a
-// [*CoolDownError]. Each call returns a copy, which the caller may change, but for
-// the maps and slices that Extra returns.
+// Token returns a valid token. It implements [oauth2.TokenSource]. It waits
+// only if there is no valid token. It waits for about [WithTimeout] at most,
+// plus the time that the token request waits for a [Limiter]. If the server
+// refuses the token request, the error is an [*Error]. While the source is
+// backing off after a failure, the error is a [*CoolDownError]. Each call
+// returns a copy, which the caller may change, except for the maps and slices
+// that its Extra method returns.
 func (s *TokenSource) Token() (*oauth2.Token, error) {
 	return s.TokenContext(context.Background())
 }
 
-// TokenContext is like [TokenSource.Token], but it stops waiting when ctx ends.
+// TokenContext is like [TokenSource.Token], but stops waiting when ctx ends.
 // The token request is shared and does not use ctx, so it does not inherit
 // values such as a trace span, and it continues for other callers.
 func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
@@ -137,7 +141,7 @@ var (
 	errZero       = errors.New("moovauth: this TokenSource is a zero value: make one with NewTokenSource")
 	errNilContext = errors.New("moovauth: the context is nil: pass context.Background()")
 	errRevoked    = errors.New("moovauth: interrupted by TokenSource.Revoke")
-	errNeeded     = errors.New("moovauth: a refresh in the background gives way to callers who wait")
+	errNeeded     = errors.New("moovauth: a refresh in the background gives way to waiting callers")
 )
 
 // currentToken is TokenContext without the copy.
@@ -154,8 +158,8 @@ func (s *TokenSource) currentToken(ctx context.Context) (*currentToken, error) {
 	return s.core.wait(ctx)
 }
 
-// usable returns the token that callers get now, or nil. If the token is stale,
-// it starts a refresh in the background.
+// usable returns the token that callers get now, or nil if they have to wait.
+// If the token is stale, usable starts a refresh in the background.
 func (c *core) usable() *currentToken {
 	now, known := c.config.clock(), c.state.load()
 	t := known.usable(now)
@@ -168,16 +172,17 @@ func (c *core) usable() *currentToken {
 	return t
 }
 
-// wait joins the shared flight, or starts it, until there is a token or an error. A
-// refused token is better than an error. If an attempt to replace it has failed
-// already, the caller does not wait long for the next one.
+// wait joins or starts shared flights until there is a token or an error. If
+// the current token was refused and no other can be obtained, wait returns the
+// refused token rather than an error. After one attempt to replace it has
+// failed, callers wait for the next attempt only briefly.
 func (c *core) wait(ctx context.Context) (*currentToken, error) {
 	began, known := time.Now(), c.state.load()
 	var longEnough <-chan time.Time
 	if known.coolDown != nil && known.current != nil && known.current.refused {
 		longEnough = time.After(maxWaitAgain)
 	}
-	if c.config.limiter == nil { // else the time in its queue does not count
+	if c.config.limiter == nil { // with a Limiter, only the caller's context bounds the wait
 		limited, cancel := context.WithTimeoutCause(ctx, c.config.timeout+grace, notWithin(c.config.timeout))
 		defer cancel()
 		ctx = limited
@@ -193,7 +198,7 @@ func (c *core) wait(ctx context.Context) (*currentToken, error) {
 			return nil, err
 		}
 		if t := c.state.load().current; (over || ctx.Err() != nil) && t != nil && t.refused && !c.config.clock().reached(t.expireAt) {
-			return t, nil // it was not replaced in time
+			return t, nil // no other token came in time
 		}
 		if ctx.Err() != nil {
 			return nil, failure(fmt.Errorf("moovauth: stopped waiting for a token: %w", causeOf(ctx, ctx.Err())))
@@ -213,33 +218,34 @@ func (c *core) wait(ctx context.Context) (*currentToken, error) {
 			err = ended.Err
 		case <-longEnough:
 			over = true
-		case <-ctx.Done(): // there may be a token by now: see above
+		case <-ctx.Done(): // the loop checks once more whether there is a token
 		}
 	}
 }
 
-// grace is how much longer than WithTimeout a caller waits, so that it gets the
-// error of the grant, which says more than its own.
+// A caller waits for grace longer than WithTimeout, so that it gets the error
+// of the grant, which says more than its own.
 const grace = 250 * time.Millisecond
 
-const maxWaitAgain = time.Second // for an attempt to replace a refused token, after one has failed
+const maxWaitAgain = time.Second // for another attempt to replace a refused token
 
-// flight returns one flight: a grant that begins when it has the turn. What was
-// checked before it waited is checked again. It returns only an error that callers
-// are to see: a failed refresh in the background is no caller's error, and a caller
-// that still needs a token starts another flight.
+// flight returns a function that runs a grant as soon as it holds the turn. A
+// caller can start a new flight just after another has finished, so the
+// function first checks again whether a token is needed. It returns only errors
+// that callers should see. A failed refresh in the background is not such an
+// error: a caller that needs a token starts another flight.
 func (c *core) flight(background bool) func() (any, error) {
 	return func() (any, error) {
 		ctx, cancel := context.WithCancelCause(context.Background())
 		defer cancel(nil)
 		_ = c.flights.turn.Acquire(ctx, 1) // it cannot fail: ctx has not ended
 		defer c.flights.turn.Release(1)
-		defer c.flights.shared.Store(new(singleflight.Group)) // without the map, which a source at rest does not need
+		defer c.flights.shared.Store(new(singleflight.Group)) // frees the old group's map, which an idle source does not need
 		queue, leave := context.WithCancelCause(ctx)
 		c.flights.running.Store(&flight{background, leave, cancel})
 		defer c.flights.running.Store(nil)
 
-		if c.flights.revoking.Load() > 0 { // it looked for this flight too early
+		if c.flights.revoking.Load() > 0 { // Revoke looked before this flight was running
 			leave(errRevoked)
 		}
 		now, known := c.config.clock(), c.state.load()
@@ -259,15 +265,18 @@ func (c *core) flight(background bool) func() (any, error) {
 	}
 }
 
-// Invalidate marks the access token as refused if it is the current one, as
-// after a 401 to it. The next call waits for another token. If none can be
-// obtained, callers get this one again, since it may be good for other calls, and
-// the first call after each cool-down waits for another attempt, for 1 s at most.
-// An invalidation that follows another one too soon does nothing, so that an API
-// that answers 401 to everything causes few token requests. That pause is 1 s at
-// first, and doubles to 30 s with each invalidation that counts. It is reset once a
-// token has lived to its refresh point. Invalidate does not revoke the
-// token: see [TokenSource.Revoke].
+// Invalidate marks the access token as refused if it is the current one. Call
+// it after the API has answered 401 to this token. The next call of Token waits
+// for another token. If that token request fails, callers get the refused token
+// again, since other API calls may still accept it. After each cool-down, the
+// next call waits for another attempt, for 1 s at most.
+//
+// An invalidation that follows the last one too soon has no effect, so that an
+// API that answers 401 to everything causes few token requests. The pause
+// between two invalidations is 1 s at first, and doubles to 30 s. It starts
+// over once a token has lived to its refresh point.
+//
+// Invalidate does not revoke the token: see [TokenSource.Revoke].
 func (s *TokenSource) Invalidate(accessToken string) {
 	if s.core != nil && s.core.state.invalidate(accessToken, s.core.config.clock()) {
 		s.core.state.counts.invalidated.Add(1)

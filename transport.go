@@ -1,8 +1,7 @@
 package moovauth
 
-// This file puts a token on requests to the API: the version header, the
-// Authorization header, and the replay after a 401. Where a token may go is in
-// hosts.go.
+// This file sends API requests with the version header and the token, and
+// repeats a request after a 401. hosts.go decides where a token may go.
 
 import (
 	"bytes"
@@ -24,44 +23,48 @@ import (
 // and the token of Source if there is one. The zero value adds only the version.
 // Do not change the fields after the first use.
 //
-// The token goes only to Hosts, and only over https (or http to a loopback
-// address). A request elsewhere fails with a [*HostError], and nothing is sent. A
-// redirect elsewhere is followed without the token. An Authorization header that
-// the request already has is replaced. Requests to Moov's token and revoke
-// endpoints keep theirs, and get no token. A version header that the request
-// already has is kept.
+// The token goes only to Hosts, and only over https, or over http to a loopback
+// address. A request to any other host fails with a [*HostError], and nothing
+// is sent. A redirect to any other host is followed without the token.
+// Transport replaces an Authorization header that the request already has, and
+// keeps a version header. A request to Moov's token or revoke endpoint keeps
+// its Authorization header and gets no token.
 //
-// After a 401 the token is invalidated, if Source has an Invalidate method, and
-// the request is sent once more if Source then has another token and the body can
-// be sent again (there is none, or GetBody is set). Otherwise the caller gets the
-// 401. A 401 with an insufficient_scope challenge (RFC 6750 §3.1), and the 401 to
-// the second request, invalidate nothing: another token would not help. To free
-// the connection for a token request, at most 64 KiB of the 401's body are read,
-// for at most 250 ms. If there is no other token after all, the caller gets the
-// part that was read, which ends in [io.ErrUnexpectedEOF] if that is not all.
+// After a 401, Transport invalidates the token if Source has an Invalidate
+// method. If Source then has another token, and the body can be sent again
+// (there is none, or GetBody is set), it sends the request once more. Otherwise
+// the caller gets the 401. A 401 with an insufficient_scope challenge (RFC 6750
+// §3.1) and the 401 to the second request do not invalidate the token, since
+// another token would not help.
 //
-// If Source wraps a *TokenSource, set Hosts and Version, too: without them Transport
-// uses api.moov.io and [DefaultVersion]. If Source has a TokenContext method, it is
-// called with the request's context instead of Token. If the deadline of the request
-// passes in it, the error's Timeout method reports true.
+// Before the second request, Transport reads at most 64 KiB of the 401's body,
+// for at most 250 ms, so that a token request can use the connection. If there
+// is no other token after all, the caller gets the part of the body that was
+// read. If that is not the whole body, it ends in [io.ErrUnexpectedEOF].
+//
+// If Source wraps a *TokenSource, set Hosts and Version, too. Otherwise
+// Transport uses api.moov.io and [DefaultVersion]. If Source has a TokenContext
+// method, Transport calls it with the request's context, instead of Token. If
+// the request's deadline passes during that call, the Timeout method of the
+// error returns true.
 type Transport struct {
-	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects itself, nor change the values of headers in place.
+	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects or change header values in place.
 	Source  oauth2.TokenSource // nil: no Authorization header
 	Version string             // "": the version of Source if it is a *TokenSource, else DefaultVersion
-	Hosts   []string           // host or host:port, where the token may go; empty: the base URL's host if Source is a *TokenSource, else DefaultBaseURL's
+	Hosts   []string           // where the token may go, as host or host:port; empty: the base URL's host if Source is a *TokenSource, else api.moov.io
 
 	once    sync.Once
-	version []string // the header's values
+	version []string // the values of the version header
 	to      destination
 	err     error // what is wrong with the fields
 }
 
-// Client returns a client whose requests to the base URL's host carry s's token,
-// through a [Transport] on the transport of [WithHTTPClient]'s client, whose
-// CheckRedirect, Jar and Timeout it keeps.
+// Client returns a client that sends s's token to the base URL's host: its
+// transport is a [Transport]. It is a copy of [WithHTTPClient]'s client in all
+// other respects, and sends the requests through that client's transport.
 func (s *TokenSource) Client() *http.Client {
 	var c http.Client
-	if s.core != nil { // else its requests fail, and say why
+	if s.core != nil { // the requests of a zero TokenSource fail with an error that says why
 		c = *s.core.config.client
 	}
 	c.Transport = &Transport{Base: c.Transport, Source: s}
@@ -86,14 +89,14 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errors.New("moovauth: the request has no URL")
 	}
 	var token *currentToken
-	keepOwn := true // the request's own Authorization header
+	keepOwn := true // whether the request keeps its own Authorization header
 	switch {
 	case t.Source == nil:
 	case !t.to.trusts(req.URL):
 		if req.Response == nil { // not a redirect
 			return nil, t.to.refuse(req.URL)
 		}
-		keepOwn = false // net/http keeps it on a redirect to a subdomain, or to http
+		keepOwn = false // net/http would keep it on a redirect to a subdomain, or to http
 	case !t.to.isEndpoint(req.URL):
 		var err error
 		if token, err = t.token(req.Context()); err != nil {
@@ -102,7 +105,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		keepOwn = false
 	}
 
-	bodyClosed = true // by Base
+	bodyClosed = true // Base closes it
 	resp, err := t.base().RoundTrip(t.prepare(req, keepOwn, token))
 	if err != nil || resp == nil || token == nil || resp.StatusCode != http.StatusUnauthorized || !t.invalidate(token, resp) {
 		return resp, err
@@ -140,14 +143,14 @@ func (t *Transport) invalidate(token *currentToken, resp *http.Response) bool {
 	return true
 }
 
-// How much of a 401's body is read, and for how long.
+// The bounds on reading the body of a 401.
 const (
 	maxRefusalBody = 64 << 10
 	maxRefusalTime = 250 * time.Millisecond
 )
 
-// release reads the body of a 401 and closes it, so that its connection is free.
-// What was read becomes the body.
+// release reads the body of a 401 and closes it, so that its connection becomes
+// free. What was read becomes the new body.
 func release(resp *http.Response) {
 	body := resp.Body
 	if body == nil || body == http.NoBody {
@@ -155,7 +158,7 @@ func release(resp *http.Response) {
 	}
 	timer := time.AfterFunc(maxRefusalTime, func() { body.Close() })
 	text, err := io.ReadAll(io.LimitReader(body, maxRefusalBody+1))
-	// A server that notices the Close may end the body as if it were complete.
+	// After the Close, a server may end the body as if it were complete.
 	if !timer.Stop() || len(text) > maxRefusalBody {
 		text, err = text[:min(len(text), maxRefusalBody)], io.ErrUnexpectedEOF
 	}
@@ -171,8 +174,8 @@ type failingReader struct{}
 
 func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// prepare returns a copy of req with our headers. keepOwn is whether it keeps its
-// own Authorization header.
+// prepare returns a copy of req with the version header and the token. keepOwn
+// says whether the copy keeps its own Authorization header.
 func (t *Transport) prepare(req *http.Request, keepOwn bool, token *currentToken) *http.Request {
 	out := new(http.Request)
 	*out = *req
@@ -195,7 +198,7 @@ func (t *Transport) prepare(req *http.Request, keepOwn bool, token *currentToken
 	return out
 }
 
-// token asks Source.
+// token returns the token of Source.
 func (t *Transport) token(ctx context.Context) (*currentToken, error) {
 	var token *oauth2.Token
 	var err error
@@ -211,7 +214,7 @@ func (t *Transport) token(ctx context.Context) (*currentToken, error) {
 		token, err = source.Token()
 	}
 	if err != nil {
-		return nil, failure(err) // a *url.Error asks it, and nothing deeper, whether it is a timeout
+		return nil, failure(err) // *url.Error calls the Timeout method of this error only
 	}
 	if token == nil || token.AccessToken == "" {
 		return nil, errors.New("moovauth: Transport.Source returned no access token, and no error")
@@ -243,8 +246,8 @@ func (t *Transport) init() {
 	t.to, t.err = newDestination(t.Hosts, base)
 }
 
-// CloseIdleConnections closes those of Base, if it has the method, for
-// [http.Client.CloseIdleConnections].
+// CloseIdleConnections closes the idle connections of Base, if Base has such a
+// method. [http.Client.CloseIdleConnections] calls it.
 func (t *Transport) CloseIdleConnections() {
 	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok && base != any(t) {
 		base.CloseIdleConnections()

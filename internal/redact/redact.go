@@ -1,6 +1,7 @@
-// Package redact keeps known secrets out of text from outside, such as a server's
-// error message. It knows a secret as it stands, percent-encoded (RFC 3986) and
-// JSON-escaped (RFC 8259), and promises nothing about other spellings.
+// Package redact keeps known secrets out of text from outside, such as a
+// server's error message. It finds a secret as it stands, percent-encoded (RFC
+// 3986) and JSON-escaped (RFC 8259), and promises nothing about other
+// spellings.
 package redact
 
 import (
@@ -15,11 +16,11 @@ import (
 // Mask replaces a secret.
 const Mask = "***"
 
-// Text replaces the secrets in s. A secret of less than 8 bytes may be a part of a
-// longer word by chance, and is replaced only where it is a whole word.
+// Text replaces the secrets in s. A secret of less than 8 bytes may occur by
+// chance inside a longer word, so it is replaced only where it is a whole word.
 func Text(s string, secrets ...string) string {
 	secrets = slices.DeleteFunc(slices.Clone(secrets), func(secret string) bool { return len(secret) > len(s) || strings.Contains(Mask, secret) })
-	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // one may be a part of another
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // a secret may be a part of another
 	for _, secret := range secrets {
 		quoted, _ := json.Marshal(secret)
 		asJSON, asURL := string(quoted[1:len(quoted)-1]), strings.ReplaceAll(url.QueryEscape(secret), "+", "%20")
@@ -36,7 +37,8 @@ func Text(s string, secrets ...string) string {
 var percent = regexp.MustCompile(`%[0-9A-F]{2}`)
 var notHTML = strings.NewReplacer(`\\`, `\\`, `\u003c`, "<", `\u003e`, ">", `\u0026`, "&")
 
-// replace replaces secret in s, or only those that have no letter or digit beside them.
+// replace replaces secret in s. If wholeWords is true, it replaces only
+// occurrences without a letter or digit beside them.
 func replace(s, secret string, wholeWords bool) string {
 	const alphanumeric = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	inWord := func(i int) bool { return 0 <= i && i < len(s) && strings.ContainsRune(alphanumeric, rune(s[i])) }
@@ -60,8 +62,9 @@ func Unknown(s string) string {
 	return s
 }
 
-// Error returns err if its text shows no secret and may hold no token. Else the
-// error has the masked text, and errors.Is still finds what err wraps.
+// Error returns err if its text shows no secret and cannot hold a token.
+// Otherwise it returns an error with the masked text, in which errors.Is still
+// finds what err wraps.
 func Error(err error, secrets ...string) error {
 	text := Unknown(Text(err.Error(), secrets...))
 	if text == err.Error() {
@@ -70,7 +73,7 @@ func Error(err error, secrets ...string) error {
 	return &masked{text, func(target error) bool { return errors.Is(err, target) }}
 }
 
-// masked keeps the error that it replaces out of the reach of package fmt.
+// masked hides the error that it replaces from package fmt.
 type masked struct {
 	text string
 	is   func(target error) bool
