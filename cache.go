@@ -73,11 +73,11 @@ type Locker interface {
 // be sent a second time.
 //
 // If the cache fails or holds garbage, the source makes a token request. That
-// is never an error: the failure is logged and counted in [Stats]. Each grant
-// spends at most 2 s on the cache, or a quarter of [WithTimeout] if that is
-// less, and as much again on the wait for the lock. The clocks of machines that
-// share a cache must agree to within a few seconds. WithCache requires
-// [WithScopes]. By default there is no cache.
+// is never an error: the failure is logged and counted in [Stats]. Each token
+// request spends at most 2 s on the cache, or a quarter of [WithTimeout] if
+// that is less, and as much again on the wait for the lock. The clocks of
+// machines that share a cache must agree to within a few seconds. WithCache
+// requires [WithScopes]. By default there is no cache.
 func WithCache(cache Cache) Option {
 	return option(cache != nil, func(c *config) { c.cache = cache }, "WithCache: the cache is nil: leave the option out to do without")
 }

@@ -215,9 +215,9 @@ func WithBaseURL(baseURL string) Option {
 }
 
 // WithHTTPClient sets the client that makes token and revoke requests, for a
-// proxy, a client certificate or tracing. It does not follow redirects,
-// whatever its CheckRedirect says, and its Transport must not follow them
-// either. The default is [http.DefaultClient].
+// proxy, a client certificate or tracing. Redirects of these requests are not
+// followed, whatever the client's CheckRedirect says, and its Transport must
+// not follow them either. The default is [http.DefaultClient].
 func WithHTTPClient(client *http.Client) Option {
 	return option(client != nil, func(c *config) { c.client = client },
 		"WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
@@ -268,9 +268,9 @@ func WithEarlyRefresh(d time.Duration) Option {
 	return option(d >= 0, func(c *config) { c.early = d }, "WithEarlyRefresh: want a duration of 0 or more, got %v", d)
 }
 
-// WithTimeout bounds the time of a token request of a source, of [RequestToken]
-// and of Revoke. It includes all retries, but not the time that requests wait
-// for a [Limiter]. The minimum is 1 ms. The default is 30 s.
+// WithTimeout bounds the time that a source's token request, a [RequestToken]
+// or a Revoke may take with all its retries. The time that they wait for a
+// [Limiter] does not count. The minimum is 1 ms. The default is 30 s.
 func WithTimeout(d time.Duration) Option {
 	return option(d >= time.Millisecond, func(c *config) { c.timeout = min(d, maxLifetime) }, "WithTimeout: want a duration of 1 ms or more, such as 5*time.Second; got %v", d)
 }

@@ -22,7 +22,7 @@ const (
 )
 
 // Revoke revokes one token, an access or a refresh token, at POST
-// /oauth2/revoke. Other tokens of the same grant stay alive: see
+// /oauth2/revoke. Other tokens of the same token request stay alive: see
 // [TokenSource.Revoke]. A token that the server does not know counts as revoked
 // (RFC 7009 §2.2). Revoke retries temporary failures. It stops when ctx ends or
 // after [WithTimeout]. If the server refuses the request, the error is an

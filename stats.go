@@ -22,7 +22,7 @@ type Stats struct {
 	HasRefreshToken bool
 	CoolDownUntil   time.Time // no token request is made before this time; zero if one can be made now
 
-	LastError   error     // of the last failed grant; nil if none has failed
+	LastError   error     // of the last attempt to obtain a token that failed; nil if none has failed
 	LastErrorAt time.Time // the time of LastError
 
 	ClientCredentials       uint64 // successful requests with the client credentials; retries do not count

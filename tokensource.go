@@ -46,12 +46,15 @@ import (
 // [NewTokenSource] and share it: it is safe for concurrent use.
 //
 // A token is fresh until its refresh point, then stale until its hard expiry,
-// then expired. A fresh token is returned at once, without a lock. A stale token
-// is returned at once too, while one refresh runs in the background. Callers
-// wait only if there is no token or it has expired, and they share one token
-// request. [WithEarlyRefresh] sets the time between the refresh point and the
-// hard expiry. The hard expiry is 5 s before the expiry that the server set, or
-// a tenth of the lifetime if that is less.
+// then expired. A fresh token is returned at once, without a lock. A stale
+// token is returned at once too, while one refresh runs in the background.
+// Callers wait only if there is no token, or if the token has expired or was
+// refused (see [TokenSource.Invalidate]). Callers that wait share one token
+// request.
+//
+// The hard expiry is 5 s before the expiry that the server set, or a tenth of
+// the lifetime if that is less. [WithEarlyRefresh] sets the time between the
+// refresh point and the hard expiry.
 type TokenSource struct{ core *core }
 
 // core holds the parts of a TokenSource. The pointers are immutable. Package

@@ -32,10 +32,10 @@ import (
 //
 // After a 401, Transport invalidates the token if Source has an Invalidate
 // method. If Source then has another token, and the body can be sent again
-// (there is none, or GetBody is set), it sends the request once more. Otherwise
-// the caller gets the 401. A 401 with an insufficient_scope challenge (RFC 6750
-// §3.1) and the 401 to the second request do not invalidate the token, since
-// another token would not help.
+// because it is empty or GetBody is set, Transport sends the request once more.
+// Otherwise the caller gets the 401. A 401 with an insufficient_scope challenge
+// (RFC 6750 §3.1) and the 401 to the second request do not invalidate the
+// token, since another token would not help.
 //
 // Before the second request, Transport reads at most 64 KiB of the 401's body,
 // for at most 250 ms, so that a token request can use the connection. If there
@@ -59,9 +59,9 @@ type Transport struct {
 	err     error // what is wrong with the fields
 }
 
-// Client returns a client that sends s's token to the base URL's host: its
-// transport is a [Transport]. It is a copy of [WithHTTPClient]'s client in all
-// other respects, and sends the requests through that client's transport.
+// Client returns a client that sends s's token to the base URL's host. It is a
+// copy of the client of [WithHTTPClient], with that client's transport as the
+// Base of a [Transport].
 func (s *TokenSource) Client() *http.Client {
 	var c http.Client
 	if s.core != nil { // the requests of a zero TokenSource fail with an error that says why
