@@ -15,7 +15,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// fetch is the code under test: it gets a token, and calls the API with it.
+// fetch is the code under test. It requests a token and calls the API with it.
 func fetch(client *http.Client, baseURL, clientID, clientSecret string) (status string, err error) {
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {"/ping.read"}}
 	req, err := http.NewRequest(http.MethodPost, baseURL+"/oauth2/token", strings.NewReader(form.Encode()))
@@ -51,7 +51,8 @@ func fetch(client *http.Client, baseURL, clientID, clientSecret string) (status 
 	return resp.Status, resp.Body.Close()
 }
 
-// A test starts a server, points its code at it, and looks at what it did.
+// A test starts a server, runs the code under test against it, and checks the
+// requests that the code made.
 func Example() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -71,7 +72,7 @@ func Example() {
 	// 1 access token alive
 }
 
-// The server fails as it is told to.
+// The server answers the first token request with an error that the test prepared.
 func ExampleServer_Enqueue() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -88,8 +89,8 @@ func ExampleServer_Enqueue() {
 	// 200 OK <nil>
 }
 
-// In an outage of the token endpoint, callers keep the token in hand as long as it
-// lives; what they get after that, and when the outage is over, a test can see too.
+// During an outage of the token endpoint, callers can use the current token until it
+// expires. The test also checks what happens after that, and after the outage.
 func ExampleServer_SetAnswer() {
 	test := func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -115,23 +116,23 @@ func ExampleServer_SetAnswer() {
 
 		ping("before:")
 		server.SetAnswer(&moovtest.Answer{Status: http.StatusServiceUnavailable})
-		time.Sleep(14 * time.Minute) // in the bubble's time: the token is due for its refresh
-		ping("outage, token in hand:")
-		time.Sleep(2 * time.Minute) // now it has expired
+		time.Sleep(14 * time.Minute) // in the bubble's time; the source tries to refresh the token
+		ping("outage, token valid:")
+		time.Sleep(2 * time.Minute) // the token expires
 		ping("outage, token expired:")
 		server.SetAnswer(nil)
-		time.Sleep(time.Minute) // longer than the source's cool-down
+		time.Sleep(time.Minute) // the source's cool-down ends
 		ping("after:")
 	}
-	synctest.Test(&testing.T{}, test) // in your test function, pass its own t
+	synctest.Test(&testing.T{}, test) // in a test function, pass its t
 	// Output:
 	// before: 200 OK
-	// outage, token in hand: 200 OK
+	// outage, token valid: 200 OK
 	// outage, token expired: no token
 	// after: 200 OK
 }
 
-// An endpoint of the test's own stands behind a token with the account's scope.
+// A test adds an endpoint that requires a token with the account's scope.
 func ExampleServer_Handle() {
 	server := moovtest.NewInMemory()
 	defer server.Close()
@@ -163,8 +164,8 @@ func ExampleServer_Handle() {
 	// theirs: 403 Forbidden
 }
 
-// A stolen refresh token is used after its owner used it, and takes the whole
-// family of tokens with it.
+// If a stolen refresh token is used after its owner has used it, the server revokes
+// all tokens that descend from the same grant.
 func ExampleWithReuseDetection() {
 	server := moovtest.NewInMemory(moovtest.WithReuseDetection())
 	defer server.Close()
@@ -190,8 +191,8 @@ func ExampleWithReuseDetection() {
 	// 400 Bad Request 0 0
 }
 
-// A test in a bubble may end while a token source is at work in the background:
-// the server's Close waits for it.
+// A test in a bubble can end while a token source is refreshing its token in the
+// background. The server's Close waits until the source has stopped.
 func ExampleServer_Close() {
 	test := func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -211,8 +212,8 @@ func ExampleServer_Close() {
 			log.Fatal(err)
 		}
 
-		time.Sleep(14 * time.Minute)   // in the bubble's time: the token is due for its refresh
-		server.SetLatency(time.Minute) // which takes long
+		time.Sleep(14 * time.Minute)   // in the bubble's time; the next call refreshes the token
+		server.SetLatency(time.Minute) // the refresh is slow
 		second, err := source.Token()
 		if err != nil {
 			log.Fatal(err)
@@ -221,13 +222,13 @@ func ExampleServer_Close() {
 		synctest.Wait()
 		fmt.Println("token requests:", len(server.TokenRequests()))
 	}
-	synctest.Test(&testing.T{}, test) // in your test function, pass its own t
+	synctest.Test(&testing.T{}, test) // in a test function, pass its t
 	// Output:
 	// still the first token: true
 	// token requests: 2
 }
 
-// A clock of the test's own shows what happens when tokens expire.
+// With its own clock, a test can make tokens expire.
 func ExampleWithClock() {
 	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 	server := moovtest.NewInMemory(moovtest.WithClock(func() time.Time { return now }))

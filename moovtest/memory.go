@@ -1,6 +1,7 @@
 package moovtest
 
-// This file is the way to a handler without a network. It knows nothing of Moov.
+// This file holds a RoundTripper that calls a handler without a network. It does not
+// depend on Moov's API.
 
 import (
 	"cmp"
@@ -18,17 +19,17 @@ import (
 	"testing/iotest"
 )
 
-var errHungUp = errors.New("moovtest: the server is closed, or hung up without an answer")
+var errHungUp = errors.New("moovtest: the server is closed, or it hung up without an answer")
 
-// memory is a RoundTripper that calls a handler.
+// memory is a RoundTripper that calls a handler directly.
 type memory struct {
 	handler http.Handler
-	enter   func(hangUp func()) (leave func(), ok bool) // as Server's
+	enter   func(hangUp func()) (leave func(), ok bool) // see Server.enter
 }
 
 func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := newRequestBody(req.Body)
-	// Also if the handler is still reading: this is what makes it stop.
+	// If the handler is still reading the body, this makes it stop.
 	defer body.Close()
 	if req.Context().Err() != nil {
 		return nil, context.Cause(req.Context())
@@ -48,7 +49,7 @@ func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	recorder := httptest.NewRecorder()
 	done := make(chan error, 1)
 	go func() {
-		err := errHungUp // stays if the handler panics or exits
+		err := errHungUp // remains if the handler panics or calls runtime.Goexit
 		defer func() {
 			if p := recover(); p != nil && p != http.ErrAbortHandler {
 				err = fmt.Errorf("moovtest: the handler panicked: %v\n%s", p, debug.Stack())
@@ -63,7 +64,7 @@ func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case err := <-done:
-		// The handler gives up when the context ends or the body breaks: that is the reason to give.
+		// If the context ended or the body failed, that is why the handler gave up.
 		if err := cmp.Or(context.Cause(ctx), body.err, err); err != nil {
 			return nil, err
 		}
@@ -71,7 +72,7 @@ func (m *memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// asIncoming is req as a server has it.
+// asIncoming returns req in the form in which a server receives it.
 func asIncoming(ctx context.Context, req *http.Request, body *requestBody) (*http.Request, error) {
 	host := req.Host
 	if req.URL != nil {
@@ -85,15 +86,15 @@ func asIncoming(ctx context.Context, req *http.Request, body *requestBody) (*htt
 		return nil, fmt.Errorf("moovtest: %w", err)
 	}
 	header := make(http.Header)
-	for name, values := range req.Header { // a client may spell a name in any case
+	for name, values := range req.Header { // a client may write a name in any case
 		for _, value := range values {
 			header.Add(name, value)
 		}
 	}
-	header.Del("Host") // a client's own has no effect; Request.Host has
+	header.Del("Host") // net/http's client sends Request.Host instead
 	length := req.ContentLength
 	if length == 0 && body.ReadCloser != http.NoBody {
-		length = -1 // unknown: what a client means by 0
+		length = -1 // in a client's request, 0 with a body means unknown
 	}
 	incoming := &http.Request{
 		Method:        cmp.Or(req.Method, http.MethodGet),
@@ -106,12 +107,12 @@ func asIncoming(ctx context.Context, req *http.Request, body *requestBody) (*htt
 		ContentLength: length,
 		Host:          host,
 		RequestURI:    req.URL.RequestURI(),
-		RemoteAddr:    "192.0.2.1:1234", // of the network for documentation (RFC 5737)
+		RemoteAddr:    "192.0.2.1:1234", // an address for documentation (RFC 5737)
 	}
 	return incoming.WithContext(ctx), nil
 }
 
-// asReceived is what was recorded, as a client has it.
+// asReceived returns the recorded response in the form in which a client receives it.
 func asReceived(recorder *httptest.ResponseRecorder, req *http.Request) *http.Response {
 	resp := recorder.Result()
 	resp.Request = req
@@ -129,8 +130,8 @@ func asReceived(recorder *httptest.ResponseRecorder, req *http.Request) *http.Re
 	return resp
 }
 
-// requestBody is a request's body that is closed once, however often it is
-// asked to, and remembers why it could not be read.
+// requestBody closes a request's body only once, even if Close is called several
+// times, and keeps the error of a failed read.
 type requestBody struct {
 	io.ReadCloser
 	close  func() error
@@ -147,7 +148,7 @@ func newRequestBody(body io.ReadCloser) *requestBody {
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	if b.closed.Load() {
-		return 0, http.ErrBodyReadAfterClose // the client may use it for something else by now
+		return 0, http.ErrBodyReadAfterClose // the client may already use the body for something else
 	}
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {

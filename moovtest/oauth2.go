@@ -1,6 +1,6 @@
 package moovtest
 
-// This file is the HTTP side: what arrives, and how each endpoint answers it.
+// This file holds the HTTP side: how the server reads requests and answers them.
 
 import (
 	"bytes"
@@ -31,7 +31,7 @@ const (
 
 	pingScope = "/ping.read"
 
-	maxBody = 1 << 20 // bytes of a request that are read
+	maxBody = 1 << 20 // how many bytes of a body are recorded
 )
 
 // kind is a token type hint (RFC 7009 §2.1).
@@ -42,36 +42,36 @@ const (
 	refreshToken kind = "refresh_token"
 )
 
-// credentials are a client's.
+// credentials identify a client.
 type credentials struct{ id, secret string }
 
 type token struct {
 	kind   kind
-	client string // the ID of the client that it was issued to
+	client string // ID of the client that the token was issued to
 	scopes []string
 	expiry time.Time // zero: never
-	serial int       // in order of issue
-	family int       // the serial of the client-credentials grant that it descends from
+	serial int       // order of issue
+	family int       // serial of the client-credentials grant that the token descends from
 }
 
 func (t token) alive(now time.Time) bool { return t.expiry.IsZero() || now.Before(t.expiry) }
 
-// methods has the one method of each endpoint.
+// methods has the only method of each of the server's own endpoints.
 var methods = map[string]string{tokenPath: http.MethodPost, revokePath: http.MethodPost, pingPath: http.MethodGet}
 
-// tokenEndpoint reports whether r is for one of the two endpoints that take the
-// client's secret.
+// tokenEndpoint reports whether r is for the token endpoint or the revoke endpoint,
+// which take the client's secret.
 func tokenEndpoint(r *http.Request) bool { return r.URL.Path == tokenPath || r.URL.Path == revokePath }
 
-// ServeHTTP is the server's handler, to mount in a mux or a TLS server of your
-// own. Under a prefix, use [http.StripPrefix].
+// ServeHTTP implements [http.Handler], so a test can mount the server in its own mux
+// or TLS server. To mount it under a prefix, use [http.StripPrefix].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	hangUp := func() {
 		cancel(errHungUp)
-		// A read of the body or a write of the reply may wait for ever, in net/http
-		// as well: it reads on after a handler that has left.
+		// Reading the body or writing the reply can block forever. This also stops
+		// net/http, which reads the rest of the body after a handler has returned.
 		conn := http.NewResponseController(w)
 		conn.SetReadDeadline(time.Unix(1, 0))
 		conn.SetWriteDeadline(time.Unix(1, 0))
@@ -95,7 +95,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case in.refusal != nil:
 		in.refusal(w)
 	case !awaited:
-		w.WriteHeader(http.StatusServiceUnavailable) // for nobody: the client is gone
+		w.WriteHeader(http.StatusServiceUnavailable) // no one reads it: the client gave up
 	case s.isPreflight(in.request):
 		s.preflight(w, in.request)
 	case in.answer == nil:
@@ -108,8 +108,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enter counts a request in until it leaves. Close calls hangUp, with s.mu held,
-// if that comes first. It reports false if the server is closed.
+// enter registers a running request until leave is called. If Close is called
+// before that, it calls hangUp while it holds s.mu. If the server is already closed,
+// enter returns false.
 func (s *Server) enter(hangUp func()) (leave func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,13 +127,13 @@ func (s *Server) enter(hangUp func()) (leave func(), ok bool) {
 
 // arrival is a request that has arrived.
 type arrival struct {
-	request   *http.Request // its body can be read again
-	id        string        // the request ID that it is given
+	request   *http.Request // with a body that can be read again
+	id        string        // the request ID that the server gave it
 	form      url.Values    // as in Request
-	malformed error         // why form is not all that the body says
+	malformed error         // what is wrong with the body; nil: nothing
 	refusal   func(http.ResponseWriter)
-	answer    *Answer       // the prepared answer that it takes; nil: the server's own
-	latency   time.Duration // how long it has to wait
+	answer    *Answer       // the prepared answer; nil: the server's own
+	latency   time.Duration // how long to wait before answering
 }
 
 // arrive reads r and records it.
@@ -142,7 +143,7 @@ func (s *Server) arrive(r *http.Request) *arrival {
 	var rest io.Reader = r.Body
 	if tokenEndpoint(r) {
 		if broken == nil {
-			// Unless it is read, net/http does not notice that a client has gone.
+			// net/http notices that a client gave up only after reading the whole body.
 			_, broken = io.Copy(io.Discard, r.Body)
 		}
 		rest = http.NoBody
@@ -168,7 +169,7 @@ func (s *Server) arrive(r *http.Request) *arrival {
 		}
 	case !s.isPreflight(r) && !s.admit(seen.Time):
 		in.refusal = func(w http.ResponseWriter) {
-			w.Header().Set("Retry-After", "1") // either window is a second long
+			w.Header().Set("Retry-After", "1") // both kinds of window last one second
 			refuse(w, http.StatusTooManyRequests, "too_many_requests", "the rate limit is "+strconv.Itoa(s.perSecond)+" requests per second")
 		}
 	case tokenEndpoint(r):
@@ -188,16 +189,16 @@ func (s *Server) arrive(r *http.Request) *arrival {
 	return in
 }
 
-// serve is the server's own answer.
+// serve writes the server's own answer.
 func (s *Server) serve(w http.ResponseWriter, in *arrival) {
 	r := in.request
 	method, own := methods[r.URL.Path]
 	c := client(r, in.form)
 	switch {
 	case !wellFormedVersion(r.Header):
-		refuse(w, http.StatusNotFound, "not_found", "X-Moov-Version must be like v2024.01.00, or dev or latest")
+		refuse(w, http.StatusNotFound, "not_found", "X-Moov-Version must be dev, latest or of the form v2024.01.00")
 	case len(r.Header.Values("Authorization")) > 1:
-		refuse(w, http.StatusBadRequest, "invalid_request", "there is more than one Authorization header")
+		refuse(w, http.StatusBadRequest, "invalid_request", "the request has more than one Authorization header")
 	case !own:
 		s.resource(w, r)
 	case r.Method != method:
@@ -205,7 +206,7 @@ func (s *Server) serve(w http.ResponseWriter, in *arrival) {
 	case r.URL.Path == pingPath:
 		s.ping(w, r)
 	case r.URL.Path == tokenPath && !s.allows(r.Header):
-		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must name an allowed domain")
+		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must be one of the allowed domains")
 	case in.malformed != nil:
 		refuse(w, http.StatusBadRequest, "invalid_request", in.malformed.Error())
 	case ambiguous(r, in.form) != nil:
@@ -222,8 +223,8 @@ func (s *Server) serve(w http.ResponseWriter, in *arrival) {
 	}
 }
 
-// admit counts a request that comes now, if it is within the rate limit. The
-// caller holds s.mu.
+// admit reports whether a request that arrives now is within the rate limit, and
+// counts it if it is. The caller holds s.mu.
 func (s *Server) admit(now time.Time) bool {
 	if s.perSecond <= 0 {
 		return true
@@ -232,7 +233,7 @@ func (s *Server) admit(now time.Time) bool {
 		if s.fixedWindow {
 			return t.Unix() != now.Unix()
 		}
-		return now.Sub(t) >= time.Second || t.After(now) // after: the clock was set back
+		return now.Sub(t) >= time.Second || t.After(now) // t is after now if the clock was set back
 	})
 	if len(s.served) >= s.perSecond {
 		return false
@@ -256,7 +257,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// fields reads a body in either of the encodings that Moov takes.
+// fields parses a body that is a form or a JSON object. Moov accepts both.
 func fields(contentType string, body []byte) (url.Values, error) {
 	mediaType, _, _ := mime.ParseMediaType(contentType)
 	switch mediaType {
@@ -277,8 +278,8 @@ func fields(contentType string, body []byte) (url.Values, error) {
 	return nil, errors.New("Content-Type must be application/x-www-form-urlencoded or application/json")
 }
 
-// members reads a JSON object. A value that is no string stays as it is written;
-// a null is as good as absent.
+// members parses a JSON object. It keeps a value that is not a string as JSON text,
+// and leaves out a null.
 func members(body []byte) (url.Values, error) {
 	if !json.Valid(body) {
 		return nil, fmt.Errorf("the body is not a JSON object: %w", json.Unmarshal(body, new(any)))
@@ -294,7 +295,7 @@ func members(body []byte) (url.Values, error) {
 		key, _ := decoder.Token()
 		name, _ := key.(string)
 		if seen[name] && err == nil {
-			err = fmt.Errorf("the member %q is given more than once", name) // as with a form
+			err = fmt.Errorf("the member %q is given more than once", name) // same rule as for a form
 		}
 		seen[name] = true
 		var raw json.RawMessage
@@ -309,8 +310,8 @@ func members(body []byte) (url.Values, error) {
 	return form, err
 }
 
-// client returns the credentials of r: Basic ones as they are (Moov, unlike RFC
-// 6749 §2.3.1, has them unescaped), or else those in the body.
+// client returns the Basic credentials of r, or the credentials in the body if there
+// are none. Moov does not escape Basic credentials, unlike RFC 6749 §2.3.1.
 func client(r *http.Request, form url.Values) credentials {
 	if id, secret, ok := r.BasicAuth(); ok {
 		return credentials{id, secret}
@@ -324,22 +325,23 @@ func (s *Server) knows(c credentials) bool {
 	return slices.Contains(s.creds, c)
 }
 
-// ambiguous says why it is not clear who the client is; nil if it is.
+// ambiguous returns an error if the body and the Authorization header have different
+// credentials.
 func ambiguous(r *http.Request, form url.Values) error {
 	id, secret, basic := r.BasicAuth()
 	switch {
 	case !basic:
 		return nil
 	case form.Get("client_id") != "" && form.Get("client_id") != id:
-		return errors.New("the client_id in the body is not that of the Authorization header")
+		return errors.New("the client_id in the body differs from the one in the Authorization header")
 	case form.Get("client_secret") != "" && form.Get("client_secret") != secret:
-		return errors.New("the client_secret in the body is not that of the Authorization header")
+		return errors.New("the client_secret in the body differs from the one in the Authorization header")
 	}
 	return nil
 }
 
-// version is what X-Moov-Version may be: Moov counts a version that it does not
-// know as an older one that it does, so only the shape matters.
+// version matches a valid X-Moov-Version. Moov treats an unknown version as an older
+// version that it knows, so only the form matters.
 var version = regexp.MustCompile(`^(v\d{4}\.\d{2}\.\d{2}|dev|latest)$`)
 
 func wellFormedVersion(header http.Header) bool {
@@ -347,8 +349,7 @@ func wellFormedVersion(header http.Header) bool {
 	return len(values) == 0 || len(values) == 1 && version.MatchString(values[0])
 }
 
-// allows reports whether a token request with these headers comes from an
-// allowed domain.
+// allows reports whether the headers of a token request name an allowed domain.
 func (s *Server) allows(header http.Header) bool {
 	origin := header.Get("Origin")
 	if origin == "" {
@@ -378,7 +379,7 @@ func (s *Server) token(w http.ResponseWriter, client string, form url.Values) {
 		}
 		for _, scope := range scopes {
 			if len(s.scopes) > 0 && !slices.Contains(s.scopes, scope) {
-				refuseField(w, "scope", scope+" is beyond what this API key may ask for")
+				refuseField(w, "scope", scope+" is not allowed for this API key")
 				return
 			}
 		}
@@ -393,7 +394,7 @@ func (s *Server) token(w http.ResponseWriter, client string, form url.Values) {
 		}
 		set, ok := s.refresh(client, form.Get("refresh_token"))
 		if !ok {
-			refuse(w, http.StatusBadRequest, "invalid_grant", "the refresh token is unknown, used, revoked or another client's")
+			refuse(w, http.StatusBadRequest, "invalid_grant", "the refresh token is unknown, was used or revoked, or belongs to another client")
 			return
 		}
 		writeJSON(w, http.StatusOK, set)
@@ -404,8 +405,8 @@ func (s *Server) token(w http.ResponseWriter, client string, form url.Values) {
 	}
 }
 
-// act locks s.mu for a request that is about to change something, or to be
-// recorded. No request does either once Close has hung up on it.
+// act locks s.mu before a request is recorded or changes something. It panics if the
+// server is closed, so that neither happens after Close.
 func (s *Server) act() {
 	s.mu.Lock()
 	if s.closed {
@@ -414,8 +415,8 @@ func (s *Server) act() {
 	}
 }
 
-// refresh exchanges a refresh token for a new set of tokens. Of any number of
-// concurrent uses of one, exactly one succeeds.
+// refresh exchanges a refresh token for a new set of tokens. If requests use the same
+// refresh token concurrently, exactly one succeeds.
 func (s *Server) refresh(client, value string) (set authToken, ok bool) {
 	s.act()
 	defer s.mu.Unlock()
@@ -434,7 +435,7 @@ func (s *Server) refresh(client, value string) (set authToken, ok bool) {
 	return s.issue(t), true
 }
 
-// issue makes a new set of tokens with the client, scopes and family of t. The
+// issue creates a new set of tokens with the client, scopes and family of t. The
 // caller holds s.mu.
 func (s *Server) issue(t token) authToken {
 	expiry := s.now().Add(s.lifetime)
@@ -468,14 +469,14 @@ func (s *Server) revoke(w http.ResponseWriter, client string, form url.Values) {
 		refuseField(w, "token_type_hint", "must be access_token or refresh_token")
 	default:
 		s.act()
-		t, alive := s.tokens[form.Get("token")] // found whatever the hint says (RFC 7009 §2.1)
+		t, alive := s.tokens[form.Get("token")] // a wrong hint does not matter (RFC 7009 §2.1)
 		others := alive && t.client != client
 		if !others {
 			delete(s.tokens, form.Get("token"))
 		}
 		s.mu.Unlock()
 		if others {
-			refuse(w, http.StatusBadRequest, "invalid_grant", "the token is another client's")
+			refuse(w, http.StatusBadRequest, "invalid_grant", "the token belongs to another client")
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
@@ -490,17 +491,17 @@ func (a *Answer) write(w http.ResponseWriter, r *http.Request) {
 	if a.Body != "" {
 		w.Header().Set("Content-Type", "application/json")
 	}
-	maps.Copy(w.Header(), a.Header.Clone()) // a may answer other requests at this moment
+	maps.Copy(w.Header(), a.Header.Clone()) // other requests may be using a as well
 	w.WriteHeader(cmp.Or(a.Status, http.StatusOK))
 	io.WriteString(w, a.Body)
 }
 
-// refuse answers with an error response (RFC 6749 §5.2).
+// refuse writes an error response (RFC 6749 §5.2).
 func refuse(w http.ResponseWriter, status int, code, description string) {
 	writeJSON(w, status, map[string]string{"error": code, "error_description": description})
 }
 
-// refuseField answers as Moov does when one field is wrong.
+// refuseField writes Moov's error response for a wrong field.
 func refuseField(w http.ResponseWriter, field, why string) {
 	writeJSON(w, http.StatusUnprocessableEntity, map[string]string{field: why})
 }
@@ -512,14 +513,15 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	json.NewEncoder(w).Encode(body)
 }
 
-// newAccessToken looks like a JWT, as Moov's do; its signature is random.
+// newAccessToken returns a token that looks like a JWT, as Moov's tokens do. Its
+// signature is random.
 func newAccessToken(expiry time.Time) string {
 	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	claims := fmt.Sprintf(`{"exp":%d,"jti":%q}`, expiry.Unix(), rand.Text())
 	return part(`{"alg":"HS256","typ":"JWT"}`) + "." + part(claims) + "." + part(rand.Text()+rand.Text())
 }
 
-// newRequestID is a random UUID (RFC 9562 §5.4).
+// newRequestID returns a random UUID (RFC 9562 §5.4).
 func newRequestID() string {
 	var b [16]byte
 	rand.Read(b[:])

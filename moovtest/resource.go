@@ -1,7 +1,7 @@
 package moovtest
 
-// This file is the API that tokens are for: GET /ping, and the endpoints that a
-// test adds. It checks bearer tokens, and lets pages of other origins in.
+// This file holds the API that clients call with a token: GET /ping, and the
+// endpoints that a test adds. It checks bearer tokens and implements CORS.
 
 import (
 	"fmt"
@@ -13,38 +13,42 @@ import (
 	"strings"
 )
 
-// Handle adds an endpoint to the API, behind a bearer token. The pattern is one
-// of [http.ServeMux], such as "POST /accounts/{accountID}/cards", and handler
-// finds the values of its wildcards with [http.Request.PathValue].
+// Handle adds an endpoint to the API that requires an access token. The pattern has
+// the syntax of [http.ServeMux], such as "POST /accounts/{accountID}/cards". The
+// handler can read the values of its wildcards with [http.Request.PathValue]. A test
+// can add endpoints while the server runs.
 //
-// The access token must be alive, or the answer is 401, and have the scope, or
-// it is 403, both as from GET /ping. A wildcard of the pattern may stand in the
-// scope: "/accounts/{accountID}/cards.write" is then the scope of the account in
-// the path. Several scopes, with a space between them, are all needed; with an
-// empty scope any live token will do.
+// If a request has no valid access token, the server answers 401. If the token does
+// not have the required scope, the server answers 403. Both replies are the same as
+// those of GET /ping.
 //
-// The handler finds x-request-id and Date set. Like the server's own endpoints,
-// the new one is recorded in [Server.Requests] and counts for [WithRateLimit];
-// unlike the two for tokens, it knows no latency and takes no prepared [Answer].
+// The scope may contain wildcards of the pattern: "/accounts/{accountID}/cards.write"
+// requires the scope for the account in the path. If scope lists several scopes,
+// separated by spaces, the token must have all of them. If scope is empty, any valid
+// access token is accepted.
 //
-// Handle panics as [http.ServeMux.Handle] does, and if the pattern has the path of
-// one of the server's own endpoints or the scope has a wildcard that the pattern
-// lacks. Endpoints can be added while the server runs.
+// When the handler is called, the headers x-request-id and Date are already set.
+// [Server.Requests] includes the requests to the endpoint, and they count toward
+// [WithRateLimit]. [WithLatency] and prepared answers do not apply to them.
+//
+// Handle panics in the same cases as [http.ServeMux.Handle]. It also panics if the
+// path is that of one of the server's own endpoints, or if the scope contains a
+// wildcard that is not in the pattern.
 func (s *Server) Handle(pattern, scope string, handler http.Handler) {
 	if handler == nil {
 		panic("moovtest: Handle: the handler is nil")
 	}
 	path := pattern[max(strings.IndexByte(pattern, '/'), 0):] // after a method and a host
 	if _, own := methods[path]; own {
-		panic("moovtest: Handle: " + path + " is an endpoint of the server's own")
+		panic("moovtest: Handle: the server already has an endpoint " + path)
 	}
-	multi := make(map[string]bool) // the pattern's wildcards, by name: whether each is for several segments
+	multi := make(map[string]bool) // for each wildcard of the pattern: whether it matches several segments
 	for _, match := range wildcard.FindAllStringSubmatch(path, -1) {
 		multi[match[1]] = match[2] != ""
 	}
 	for _, match := range wildcard.FindAllStringSubmatch(scope, -1) {
 		if _, ok := multi[match[1]]; !ok {
-			panic(fmt.Sprintf("moovtest: Handle: the scope %q has the wildcard %s, which the pattern %q lacks", scope, match[0], pattern))
+			panic(fmt.Sprintf("moovtest: Handle: the scope %q contains the wildcard %s, but the pattern %q does not", scope, match[0], pattern))
 		}
 	}
 	s.mux.Handle(pattern, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -58,11 +62,11 @@ func (s *Server) Handle(pattern, scope string, handler http.Handler) {
 	}))
 }
 
-// wildcard finds {name} and {name...}, but not {$}.
+// wildcard matches {name} and {name...}, but not {$}.
 var wildcard = regexp.MustCompile(`\{([^{}$.]+)(\.\.\.)?\}`)
 
-// escaped keeps a value from the path from making other scopes than one of the
-// shape that the test gave. Moov's IDs stay as they are.
+// escaped escapes a value from the path, so that it cannot change the form of the
+// scope or add another scope. It does not change Moov's IDs.
 func escaped(value string, multi bool) string {
 	if !multi {
 		return url.PathEscape(value)
@@ -74,14 +78,14 @@ func escaped(value string, multi bool) string {
 	return strings.Join(segments, "/")
 }
 
-// resource serves the endpoints that were added with Handle.
+// resource serves the endpoints added with Handle.
 func (s *Server) resource(w http.ResponseWriter, r *http.Request) {
 	if s.routed(w, r) {
 		s.mux.ServeHTTP(w, r)
 	}
 }
 
-// routed reports whether an endpoint was added for r. If not, it refuses r.
+// routed reports whether Handle added an endpoint for r. If not, it refuses r.
 func (s *Server) routed(w http.ResponseWriter, r *http.Request) bool {
 	handler, pattern := s.mux.Handler(r)
 	if pattern != "" {
@@ -102,14 +106,14 @@ func refuseMethod(w http.ResponseWriter, allow string) {
 	refuse(w, http.StatusMethodNotAllowed, "method_not_allowed", "use "+allow)
 }
 
-// ping is Moov's cheapest endpoint behind a token.
+// ping serves GET /ping, which requires the scope /ping.read.
 func (s *Server) ping(w http.ResponseWriter, r *http.Request) {
 	if s.authorize(w, r, []string{pingScope}) {
 		writeJSON(w, http.StatusOK, map[string]bool{"pong": true})
 	}
 }
 
-// authorize reports whether r has a live token with the scopes. If not, it
+// authorize reports whether r has a valid access token with the scopes. If not, it
 // refuses r (RFC 6750 §3).
 func (s *Server) authorize(w http.ResponseWriter, r *http.Request, scopes []string) bool {
 	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -129,7 +133,7 @@ func (s *Server) authorize(w http.ResponseWriter, r *http.Request, scopes []stri
 	case slices.ContainsFunc(scopes, lacks):
 		needed := strings.Join(scopes, " ")
 		w.Header().Set("WWW-Authenticate", `Bearer error="insufficient_scope", scope="`+needed+`"`)
-		refuse(w, http.StatusForbidden, "insufficient_scope", "the access token lacks the scope "+scopes[slices.IndexFunc(scopes, lacks)])
+		refuse(w, http.StatusForbidden, "insufficient_scope", "the access token does not have the scope "+scopes[slices.IndexFunc(scopes, lacks)])
 	default:
 		return true
 	}
@@ -142,13 +146,13 @@ func (s *Server) admitsPage(r *http.Request) bool {
 	return s.cors && origin != "" && !tokenEndpoint(r) && (len(s.pages) == 0 || slices.Contains(s.pages, origin))
 }
 
-// isPreflight reports whether r asks what a page may do (Fetch standard, CORS-preflight request).
+// isPreflight reports whether r is a CORS-preflight request of the Fetch standard.
 func (s *Server) isPreflight(r *http.Request) bool {
 	return s.cors && !tokenEndpoint(r) && r.Method == http.MethodOptions &&
 		r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != ""
 }
 
-// share lets the page that r comes from, if it may, read the reply.
+// share allows the page that sent r to read the reply, if WithCORS allows its origin.
 func (s *Server) share(w http.ResponseWriter, r *http.Request) {
 	if !s.cors || tokenEndpoint(r) {
 		return
@@ -160,14 +164,14 @@ func (s *Server) share(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// preflight answers what isPreflight finds.
+// preflight answers a CORS-preflight request.
 func (s *Server) preflight(w http.ResponseWriter, r *http.Request) {
 	asked := *r
 	asked.Method = r.Header.Get("Access-Control-Request-Method")
 	method, own := methods[r.URL.Path]
 	switch {
 	case !s.admitsPage(r):
-		refuse(w, http.StatusForbidden, "forbidden", "WithCORS does not name the origin "+r.Header.Get("Origin"))
+		refuse(w, http.StatusForbidden, "forbidden", "WithCORS does not allow the origin "+r.Header.Get("Origin"))
 	case own && asked.Method != method:
 		refuseMethod(w, method)
 	case own || s.routed(w, &asked):

@@ -138,7 +138,7 @@ func TestPatternsAreThoseOfNetHTTP(t *testing.T) {
 		for _, p := range []string{"GET /ping", "/oauth2/token", "POST moov.test/oauth2/revoke", "GET /things/{other}", "", "/{a"} {
 			assert.Panics(t, func() { s.Handle(p, "", echo) }, p)
 		}
-		assert.PanicsWithValue(t, `moovtest: Handle: the scope "/accounts/{accountID}.read" has the wildcard {accountID}, which the pattern "/accounts/{id}" lacks`,
+		assert.PanicsWithValue(t, `moovtest: Handle: the scope "/accounts/{accountID}.read" contains the wildcard {accountID}, but the pattern "/accounts/{id}" does not`,
 			func() { s.Handle("/accounts/{id}", "/accounts/{accountID}.read", echo) })
 		assert.Panics(t, func() { s.Handle("/nil", "", nil) })
 	})

@@ -1,30 +1,32 @@
 // Package moovtest provides an in-process Moov authorization server for tests.
 //
 // A [Server] answers POST /oauth2/token, POST /oauth2/revoke and GET /ping as
-// Moov documents them. It issues, rotates, expires and revokes tokens, records
-// every request, and on demand answers late, wrongly or not at all. A test adds
-// endpoints of its own with [Server.Handle]:
+// Moov documents them. It issues, rotates, expires and revokes tokens, and
+// records every request. It can also reply slowly, reply with an error, or not
+// reply at all. A test can add more endpoints with [Server.Handle]:
 //
 //	server := moovtest.NewServer(moovtest.WithLifetime(time.Minute))
 //	defer server.Close()
-//	server.Enqueue(moovtest.Answer{Status: 503}) // the first request fails
+//	server.Enqueue(moovtest.Answer{Status: 503}) // the first token request fails
 //
 //	// Point the code under test at server.URL, with server.ClientID and
-//	// server.ClientSecret, then look at what it did:
+//	// server.ClientSecret. Then check the requests that it made:
 //	requests := server.TokenRequests()
 //
-// [Server.SetAnswer] begins and ends an outage of the token endpoint.
+// [Server.SetAnswer] starts and ends an outage of the token endpoint.
 //
-// [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so
-// that it also works inside a [testing/synctest] bubble, where a token's life
-// passes in no time; [Server.Close] says how such a test ends. The code under test
-// must then use the server's client, which a token source of package moovauth takes
-// as moovauth.WithHTTPClient(server.Client()). With any other client, requests fail
-// with "lookup moov.test on 127.0.0.53:53: no such host" or the like.
+// [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so it
+// also works inside a [testing/synctest] bubble, where a sleep until a token
+// expires takes no real time. [Server.Close] explains how to end such a test.
+//
+// With NewInMemory, the code under test must use the server's client. A token source
+// of package moovauth takes it as moovauth.WithHTTPClient(server.Client()). With any
+// other client, requests fail with an error such as "lookup moov.test on
+// 127.0.0.53:53: no such host".
 package moovtest
 
-// This file is the Server as a test sees it: how it is made, what can be
-// changed while it runs, and what it saw. The endpoints are in oauth2.go.
+// This file holds the Server as a test sees it: its options, the methods that
+// change it while it runs, and what it recorded. The endpoints are in oauth2.go.
 
 import (
 	"cmp"
@@ -36,64 +38,72 @@ import (
 	"time"
 )
 
-// Server is a Moov authorization server. [NewServer] and [NewInMemory] make
-// one. Its methods are safe for concurrent use; its fields are not to be changed.
+// Server is a Moov authorization server for tests. Create one with [NewServer] or
+// [NewInMemory]. Its methods are safe for concurrent use. Do not change its
+// fields.
 //
-// A refresh token serves once, and the new set of tokens has another (RFC 6749
-// §6); see [WithReuseDetection] for what else a second use may do. A refresh keeps the scopes, whatever a scope field says, and leaves the
-// access token that it replaces alive to its own expiry. Revoking a token kills
-// that one alone, and revoking an unknown one succeeds (RFC 7009 §2.2).
+// A refresh token works once, and the reply contains a new one (RFC 6749 §6). A
+// second use is refused; with [WithReuseDetection], it also revokes other tokens. A
+// refresh keeps the scopes and ignores a scope field in the request. The old access
+// token stays valid until it expires. Revoking a token does not revoke any
+// other token, and revoking an unknown token succeeds (RFC 7009 §2.2).
 //
-// The server is as strict as the strictest that a client may meet. Refused with
-// 400 invalid_request are parameters that are given twice (RFC 6749 §3.2), a client
-// ID or secret in the body that differs from the one in the Authorization header,
-// and two Authorization headers. Credentials that agree may be in both places, as
-// Moov's own examples send them. An X-Moov-Version header must be
-// "dev", "latest" or digits like "v2024.01.00"; any other is answered 404, on
-// every endpoint.
+// The server is as strict as the strictest server that a client may meet. It
+// answers 400 with the error code invalid_request if
+//   - a parameter is given twice (RFC 6749 §3.2),
+//   - the client ID or secret in the body differs from the one in the
+//     Authorization header, or
+//   - there are two Authorization headers.
+//
+// The body and the Authorization header may both contain the credentials, as in
+// Moov's own examples. If there is an X-Moov-Version header, it must be "dev",
+// "latest" or of the form "v2024.01.00". Otherwise every endpoint answers 404.
 type Server struct {
-	// URL is the base URL, with no trailing slash: "http://127.0.0.1:" and a
-	// port from NewServer, "https://moov.test" from NewInMemory.
+	// URL is the base URL, without a trailing slash. It is "http://127.0.0.1:"
+	// and a port from NewServer, and "https://moov.test" from NewInMemory.
 	URL string
 
-	// The credentials that the server was made with. SetCredentials leaves them as they are.
-	ClientID     string // Moov's dashboard: public key. "moovtest-public-key" unless WithCredentials says otherwise.
-	ClientSecret string // Moov's dashboard: secret key. "moovtest-secret-key" unless WithCredentials says otherwise.
+	// These are the credentials that the server was created with.
+	// SetCredentials does not change the fields.
+	ClientID     string // the public key in Moov's dashboard; default "moovtest-public-key"
+	ClientSecret string // the secret key in Moov's dashboard; default "moovtest-secret-key"
 
 	expiresInSeconds bool
 	noRefreshTokens  bool
-	origins          []string // empty: no Origin is needed
-	scopes           []string // empty: any may be asked for
-	perSecond        int      // 0: there is no rate limit
+	origins          []string // empty: no Origin is required
+	scopes           []string // empty: any scope is allowed
+	perSecond        int      // 0: no rate limit
 	fixedWindow      bool     // the rate limit counts in whole seconds
 	reuseDetection   bool
-	cors             bool     // pages of other origins may read the API's replies:
-	pages            []string // these origins, or any if there are none
+	cors             bool     // web pages of other origins may read the API's replies
+	pages            []string // the origins of those pages; empty: any origin
 	now              func() time.Time
 	client           *http.Client
 	loopback         *httptest.Server // nil: in memory
-	mux              *http.ServeMux   // what Handle added
+	mux              *http.ServeMux   // the endpoints added with Handle
 
-	mu       sync.Mutex    // guards what follows
-	creds    []credentials // those that are good; SetCredentials puts its own last
+	mu       sync.Mutex    // guards the fields below
+	creds    []credentials // accepted credentials; SetCredentials appends
 	lifetime time.Duration
 	latency  time.Duration
 	answers  []Answer // the queue of Enqueue
-	standing *Answer  // what SetAnswer set; nil: none
+	standing *Answer  // set by SetAnswer; nil: none
 	requests []Request
-	tokens   map[string]token     // those neither used nor revoked, by value
-	used     map[string]token     // with reuse detection: the refresh tokens that were used, by value
-	issued   int                  // how many sets of tokens, ever
-	served   []time.Time          // with a rate limit: when the requests of its window came
-	serving  map[*func()]struct{} // how to hang up on each request that has entered
+	tokens   map[string]token     // by value, without those used or revoked
+	used     map[string]token     // used refresh tokens, by value; with reuse detection only
+	issued   int                  // how many sets of tokens were ever issued
+	served   []time.Time          // when the requests in the rate limit's window arrived
+	serving  map[*func()]struct{} // how to hang up on each running request
 	closed   bool
 }
 
-// NewServer starts a server of real HTTP on a loopback port. Close it when done.
+// NewServer starts a server that listens for HTTP on a loopback port. Close it
+// when the test is done.
 //
-// Inside a [testing/synctest] bubble, time stands still and [synctest.Wait] does not
-// return as long as the server is open, since it waits for the network: use
-// [NewInMemory] there. A test that sleeps, or a source that tries again, would hang.
+// Inside a [testing/synctest] bubble, use [NewInMemory] instead. A server from
+// NewServer waits for the network. While it is open, the bubble's time stands
+// still, and [testing/synctest.Wait] does not return. A test that sleeps, or a
+// token source that waits before a retry, would hang.
 func NewServer(opts ...Option) *Server {
 	s := newServer(opts)
 	s.loopback = httptest.NewServer(s)
@@ -102,14 +112,14 @@ func NewServer(opts ...Option) *Server {
 	return s
 }
 
-// NewInMemory returns a server without sockets, which is reached through
-// [Server.Client] or [Server.Transport] alone. Inside a [testing/synctest]
-// bubble its tokens expire, and its latency passes, in the bubble's time.
+// NewInMemory returns a server that opens no socket. Requests reach it only
+// through [Server.Client] or [Server.Transport]. Inside a [testing/synctest]
+// bubble, its latency and the lifetimes of its tokens pass in the bubble's time.
 //
-// With any other client, a request goes to the network and fails with "lookup
-// moov.test on 127.0.0.53:53: no such host" or the like. So give the code under test
-// the server's client: a token source of package moovauth takes it as
-// moovauth.WithHTTPClient(server.Client()).
+// Give the code under test the server's client. A token source of package
+// moovauth takes it as moovauth.WithHTTPClient(server.Client()). With any other
+// client, a request goes to the network and fails with an error such as "lookup
+// moov.test on 127.0.0.53:53: no such host".
 func NewInMemory(opts ...Option) *Server {
 	s := newServer(opts)
 	s.URL = "https://moov.test"
@@ -135,17 +145,17 @@ func newServer(opts []Option) *Server {
 	return s
 }
 
-// inBubble reports whether now is the time of a synctest bubble, which begins in
-// 2000. Package synctest itself does not tell.
+// inBubble reports whether now is the time of a synctest bubble, which starts in
+// 2000. Package synctest has no function for this.
 func inBubble(now time.Time) bool { return now.Unix() < 1.7e9 } // 2023: before any release of Go that runs this
 
-// ahead is the distance from 2000, when a bubble begins, to 2030.
+// ahead is the time from 2000, when a bubble starts, to 2030.
 const ahead = 10958 * 24 * time.Hour
 
-// clock is time.Now, and 30 years later in a synctest bubble: there Unix timestamps
-// have nine digits at first, which no client takes for timestamps today. A client
-// that reads expires_in against Date does not notice. It looks each time, since a
-// server may be made outside a bubble and used inside.
+// clock is time.Now, moved ahead by 30 years in a synctest bubble. A bubble's Unix
+// timestamps have nine digits at first, and clients take such a number for seconds.
+// A client that compares expires_in with Date does not notice the move. The clock
+// checks at each call, since a server created outside a bubble can be used inside.
 func clock() time.Time {
 	now := time.Now()
 	if inBubble(now) {
@@ -154,22 +164,24 @@ func clock() time.Time {
 	return now
 }
 
-// settling is how long Close waits in a bubble: longer than a client that was hung
-// up on goes on trying.
+// settling is how long Close waits in a bubble. It is longer than a client keeps
+// trying after the server has hung up.
 const settling = time.Minute
 
-// Close shuts the server down. It hangs up on the requests that are waiting for
-// an answer or still being sent, and on all that come later, and returns at once;
-// with [NewServer], as soon as every [Answer.Handler] and [Server.Handle] handler
-// that is running has heeded its request's context. Nothing is issued, used or
-// revoked any more. What the server saw can still be read.
+// Close shuts the server down. It hangs up on requests that are waiting for an
+// answer or still being sent, and on all later requests. After that, no token is
+// issued, used or revoked. The recorded requests and the tokens can still be read.
 //
-// Inside a [testing/synctest] bubble, Close of a server from [NewInMemory] then
-// lets a minute of the bubble's time pass, which takes no time. A client that was
-// hung up on in the background, such as a token source that was refreshing its
-// token, gives up meanwhile. Without that, its goroutine would be left when the
-// test ends, and the bubble would panic. So make the server inside the bubble, and
-// let its Close be what the test ends with: with defer or [testing.T.Cleanup].
+// With [NewInMemory], Close then returns at once. With [NewServer], it waits until
+// every running [Answer.Handler] and [Server.Handle] handler has returned. A handler
+// must return when its request's context ends.
+//
+// Inside a [testing/synctest] bubble, Close of a server from NewInMemory also sleeps
+// for a minute of the bubble's time, which takes no real time. During this minute, a
+// client that works in the background gives up, such as a token source that is
+// refreshing its token. Otherwise the client's goroutine would still run when the
+// test ends, and the bubble would panic. So create the server inside the bubble, and
+// close it at the end of the test with defer or [testing.T.Cleanup].
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -179,187 +191,207 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	switch {
 	case s.loopback != nil:
-		s.loopback.CloseClientConnections() // also those of which net/http still awaits for the rest of a body
+		s.loopback.CloseClientConnections() // even if net/http is still waiting for the rest of a body
 		s.loopback.Close()
 	case inBubble(time.Now()):
 		time.Sleep(settling)
 	}
 }
 
-// Client returns a client that reaches the server: over its port from
-// NewServer, over [Server.Transport] from NewInMemory.
+// Client returns a client that reaches the server: through the loopback port with
+// [NewServer], and through [Server.Transport] with [NewInMemory].
 func (s *Server) Client() *http.Client { return s.client }
 
-// Transport returns a RoundTripper that hands requests for any host to the
-// server, without sockets, also if the server has a port as well.
+// Transport returns a RoundTripper that passes requests for any host to the server
+// without a socket. It also works for a server from [NewServer].
 //
-// The response is whole when RoundTrip returns: an [Answer.Handler] can neither
-// hijack the connection nor stream over it. If the handler panics, also with
+// RoundTrip returns when the response is complete, so an [Answer.Handler] cannot
+// hijack the connection or stream its response. If the handler panics, even with
 // [http.ErrAbortHandler], RoundTrip returns an error.
 func (s *Server) Transport() http.RoundTripper { return &memory{handler: s, enter: s.enter} }
 
-// Option is a setting of a new [Server].
+// Option configures a new [Server].
 type Option func(*Server)
 
-// WithCredentials sets the only client that the server knows, until
-// [Server.SetCredentials] adds another.
+// WithCredentials sets the only credentials that the server accepts, until
+// [Server.SetCredentials] adds others.
 func WithCredentials(clientID, clientSecret string) Option {
 	return func(s *Server) { s.ClientID, s.ClientSecret = clientID, clientSecret }
 }
 
-// WithLifetime sets how long access tokens live: 15 minutes by default. Replies
-// state it in whole seconds, rounded down. Refresh tokens do not expire.
+// WithLifetime sets how long access tokens are valid. The default is 15 minutes.
+// Replies state the expiry in whole seconds, rounded down. Refresh tokens do not
+// expire.
 func WithLifetime(d time.Duration) Option {
 	return func(s *Server) { s.lifetime = d }
 }
 
 // WithExpiresInSeconds makes expires_in the lifetime in seconds, as in RFC 6749
-// §5.1. By default it is the Unix timestamp of the expiry, as Moov documents.
+// §5.1. By default, it is the Unix timestamp of the expiry, as Moov documents.
 func WithExpiresInSeconds() Option {
 	return func(s *Server) { s.expiresInSeconds = true }
 }
 
-// WithOrigins sets the API key's allowed-domain list, such as
-// "https://example.com". A token request must then carry one of them as its
-// Origin header or, without an Origin, as the scheme and host of its Referer;
-// any other is answered 400. By default neither header is needed.
+// WithOrigins sets the API key's list of allowed domains, such as
+// "https://example.com". A token request must then have one of them as its Origin
+// header. If it has no Origin header, the scheme and host of its Referer header
+// count instead. Otherwise the server answers 400. By default, a token request
+// needs neither header.
 func WithOrigins(origins ...string) Option {
 	return func(s *Server) { s.origins = origins }
 }
 
-// WithScopes sets what the API key may ask for. A request for more is answered
-// 422. By default, and with no scopes given, it may ask for anything.
+// WithScopes sets the scopes that the API key may request. If a token request asks
+// for any other scope, the server answers 422. By default, or if no scopes are
+// given, the key may request any scope.
 func WithScopes(scopes ...string) Option {
 	return func(s *Server) { s.scopes = scopes }
 }
 
-// WithLatency makes the server wait that long before it acts on a token or
-// revoke request: none by default. A client that gives up meanwhile has changed
-// nothing. The wait is in real time (a bubble's, inside one), not [WithClock]'s.
+// WithLatency makes the server wait for d before it acts on a token or revoke
+// request. By default, it does not wait. If the client gives up during the wait,
+// no token is issued, used or revoked. The wait takes real time, or a bubble's time
+// inside a synctest bubble, even if [WithClock] is used.
 func WithLatency(d time.Duration) Option {
 	return func(s *Server) { s.latency = d }
 }
 
-// WithClock sets the clock that expiry, the Date header and [Request.Time] go
-// by, which must be safe for concurrent use. Default: [time.Now]. A
-// request from inside a synctest bubble, which begins in 2000, finds it 10,958 days
-// later, in 2030, so that Unix timestamps have ten digits as they do today.
+// WithClock sets the clock for expiry, the rate limit, the Date header and
+// [Request.Time]. The function must be safe for concurrent use.
+//
+// The default is [time.Now]. Inside a synctest bubble, whose time starts in 2000,
+// the default clock is 10,958 days ahead of time.Now, so it starts in 2030. Unix
+// timestamps then have ten digits, as they do in real life.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }
 
-// WithoutRefreshTokens leaves refresh_token out of the replies, as RFC 6749
-// §4.4.3 advises for the client-credentials grant. By default every reply
-// carries one, as Moov documents.
+// WithoutRefreshTokens leaves refresh_token out of the replies, as RFC 6749 §4.4.3
+// advises for the client-credentials grant. By default, every reply contains a
+// refresh token, as Moov documents.
 func WithoutRefreshTokens() Option {
 	return func(s *Server) { s.noRefreshTokens = true }
 }
 
-// WithRateLimit makes the server answer 429 beyond so many requests in a
-// second, to all endpoints together, with the Retry-After header that Moov
-// documents. It goes by the server's clock. The window slides: it is the second
-// before each request, unless [WithFixedWindow] says otherwise. A refused request
-// is recorded, waits for no latency, takes no prepared [Answer], changes nothing,
-// and does not count itself. By default, and with 0, there is no limit.
+// WithRateLimit limits the requests per second, for all endpoints together. Above
+// the limit, the server answers 429 with the Retry-After header that Moov
+// documents. By default, or if perSecond is 0, there is no limit.
 //
-// Moov allows 40 requests a second, and 10 to a test account.
+// For each request, the server counts the requests of the second before it, by the
+// server's clock. [WithFixedWindow] changes this. A refused request is recorded, but
+// it does not count and changes nothing. It is refused without latency, and it takes
+// no prepared [Answer].
+//
+// Moov allows 40 requests a second, and 10 for a test account.
 func WithRateLimit(perSecond int) Option {
 	return func(s *Server) { s.perSecond = perSecond }
 }
 
-// WithFixedWindow makes [WithRateLimit] count from zero at each whole second of
-// the server's clock.
+// WithFixedWindow makes [WithRateLimit] count from zero again at each whole second
+// of the server's clock.
 func WithFixedWindow() Option {
 	return func(s *Server) { s.fixedWindow = true }
 }
 
-// WithCORS lets pages in a browser call GET /ping and what [Server.Handle] added,
-// and read the replies: pages of these origins, such as "https://example.com", or
-// of any if none is given. The server answers their preflight requests, which
-// count for no rate limit. The two endpoints that take the client's secret stay
-// closed to pages. Without this option the whole server is closed to them.
+// WithCORS allows web pages to call GET /ping and the endpoints added with
+// [Server.Handle], and to read the replies. It allows pages of the given origins,
+// such as "https://example.com", or of any origin if none is given. The server
+// answers their preflight requests, which do not count toward the rate limit.
+//
+// The server does not let pages read replies of /oauth2/token and /oauth2/revoke,
+// which take the client's secret. Without this option, it does not let them read
+// any reply.
 func WithCORS(origins ...string) Option {
 	return func(s *Server) { s.cors, s.pages = true, origins }
 }
 
-// WithReuseDetection makes a refresh token that is used twice revoke its whole
-// family: every access token and refresh token that descends from the same
-// client-credentials grant (RFC 9700 §4.14.2). By default the second use is
-// refused, and nothing else happens. A refresh token that was revoked before it
-// was used does not count as used.
+// WithReuseDetection makes the server revoke a whole family of tokens if a refresh
+// token is used twice (RFC 9700 §4.14.2). The family consists of all access tokens
+// and refresh tokens that descend from the same client-credentials grant. By
+// default, the server refuses the second use and revokes nothing. A refresh token
+// that was revoked before it was used does not count as used.
 func WithReuseDetection() Option {
 	return func(s *Server) { s.reuseDetection = true }
 }
 
-// SetLifetime is [WithLifetime] for the access tokens issued from now on.
+// SetLifetime changes the lifetime of access tokens that are issued from now on.
+// See [WithLifetime].
 func (s *Server) SetLifetime(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lifetime = d
 }
 
-// SetLatency is [WithLatency] for the requests that arrive from now on.
+// SetLatency changes the latency of requests that arrive from now on. See
+// [WithLatency].
 func (s *Server) SetLatency(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.latency = d
 }
 
-// SetCredentials makes other credentials good while the server runs, as when an
-// API key is rotated. Those before stay good until [Server.DropOldCredentials].
+// SetCredentials makes the server accept another client ID and secret, as when an
+// API key is rotated. The server still accepts the earlier credentials, until
+// [Server.DropOldCredentials] is called.
 //
-// The tokens that were issued live on. With another client ID they are another
-// client's: only the client that a refresh token was issued to can use it (RFC
-// 6749 §6), and only the client that a token was issued to can revoke it (RFC
-// 7009 §2.1). Both are refused with invalid_grant.
+// Tokens that were issued before stay valid. They belong to the client ID that they
+// were issued to. No other client can use the refresh tokens (RFC 6749 §6) or revoke
+// any of the tokens (RFC 7009 §2.1). The server refuses both with invalid_grant.
 func (s *Server) SetCredentials(clientID, clientSecret string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.creds = append(s.creds, credentials{clientID, clientSecret})
 }
 
-// DropOldCredentials ends what [Server.SetCredentials] began: of all credentials
-// only those that were set last are good. The tokens that were issued live on.
+// DropOldCredentials makes the server accept only the credentials that were set
+// last. It completes a rotation that [Server.SetCredentials] started. Tokens that
+// were issued before stay valid.
 func (s *Server) DropOldCredentials() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.creds = s.creds[len(s.creds)-1:]
 }
 
-// Answer is a reply to a token or revoke request in place of the server's own: to
-// one request with [Server.Enqueue], to all with [Server.SetAnswer]. Its zero value
-// is an empty 200.
+// Answer is a reply to a token or revoke request that replaces the server's own
+// reply. [Server.Enqueue] prepares it for one request, and [Server.SetAnswer] for
+// all requests. The zero value is an empty reply with status 200.
 type Answer struct {
 	// Status is the status code. 0 means 200.
 	Status int
 
-	// Header is set on the reply, over x-request-id, Date and, if there is a
-	// Body, a Content-Type of application/json. A nil value removes a header.
+	// Header is added to the reply. It replaces the server's x-request-id, Date
+	// and, if Body is not empty, Content-Type of application/json. A nil value
+	// removes a header.
 	Header http.Header
 
 	// Body is sent as it is.
 	Body string
 
-	// Latency comes on top of the server's own, before anything is done or sent.
+	// Latency is added to the server's own latency. The wait comes before the
+	// server does or sends anything.
 	Latency time.Duration
 
-	// Lost makes the server do what it would do without this Answer, and then
-	// hang up instead of replying: the server has changed, and the client does
-	// not know. Status, Header, Body and Handler are not used.
+	// Lost makes the server process the request as usual, and then hang up
+	// without a reply. The server's tokens have changed, but the client does not
+	// know. Status, Header, Body and Handler are not used.
 	Lost bool
 
-	// Handler, if set, answers in place of Status, Header and Body. It finds
-	// x-request-id and Date set, and may hijack, trickle or panic with
+	// Handler, if not nil, writes the reply. Status, Header and Body are then not
+	// used. The headers x-request-id and Date are already set. The handler may
+	// hijack the connection, write slowly, or hang up by panicking with
 	// [http.ErrAbortHandler]; see [Server.Transport] for the limits in memory. It
-	// must return when the request's context ends, and be safe for concurrent use.
+	// must return when the request's context ends, and it must be safe for
+	// concurrent use.
 	Handler http.HandlerFunc
 }
 
-// Enqueue adds to the queue of prepared answers. Each token or revoke request
-// takes the one at its front, if any, in order of arrival; one that is beyond the
-// rate limit, or whose body ends too early, takes none. A request that takes one is
-// recorded, and does nothing else unless the answer is [Answer.Lost]: no token is
-// issued, used or revoked.
+// Enqueue adds answers to a queue. Each token or revoke request, in order of arrival,
+// takes the first answer from the queue. When the queue is empty, the server replies
+// as usual.
+//
+// A request that takes an answer is recorded, but no token is issued, used or
+// revoked, unless [Answer.Lost] is set. A request takes no answer if it is above the
+// rate limit, or if its body ends too early.
 func (s *Server) Enqueue(answers ...Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -369,14 +401,18 @@ func (s *Server) Enqueue(answers ...Answer) {
 }
 
 // SetAnswer makes answer the reply to every token and revoke request that arrives
-// from now on, until it is set to another or, with nil, to none. For an outage, give
-// it a Status of 503, a Handler that hangs up by panicking with [http.ErrAbortHandler],
-// or a Handler that is silent until the request's context ends.
+// from now on. A later call replaces the answer. SetAnswer(nil) removes it, and the
+// server replies as usual again. Requests that have already arrived are not
+// affected.
 //
-// GET /ping and what [Server.Handle] added go on working, so that a token in hand is
-// still good. The queue of [Server.Enqueue] goes first. As there, a request beyond the
-// rate limit does not get the answer, and one that does is recorded and does nothing
-// else. A request that has arrived already keeps the answer that it got then.
+// Use SetAnswer for an outage of the token endpoint. The answer can have a Status of
+// 503, a Handler that hangs up by panicking with [http.ErrAbortHandler], or a Handler
+// that waits until the request's context ends. GET /ping and the endpoints added
+// with [Server.Handle] still work, so clients can still use their current tokens.
+//
+// Answers in the queue of [Server.Enqueue] are used first. As with Enqueue, a request
+// that gets the answer is only recorded, unless [Answer.Lost] is set, and a request
+// above the rate limit does not get the answer.
 func (s *Server) SetAnswer(answer *Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -387,7 +423,8 @@ func (s *Server) SetAnswer(answer *Answer) {
 	}
 }
 
-// copy returns an Answer that shares no header with a, its names spelled canonically.
+// copy returns a copy of a that does not share its Header. Header names are in
+// canonical form.
 func (a Answer) copy() Answer {
 	header := make(http.Header)
 	for name, values := range a.Header {
@@ -397,45 +434,65 @@ func (a Answer) copy() Answer {
 	return a
 }
 
-// Revoke kills an access token or a refresh token at the server, as Moov's
-// dashboard might. Other tokens issued along with it stay alive.
+// Revoke revokes an access token or a refresh token at the server, as someone might
+// do in Moov's dashboard. Other tokens that were issued with it stay valid.
 func (s *Server) Revoke(token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.tokens, token)
 }
 
-// RevokeAll kills every access token and every refresh token.
+// RevokeAll revokes every access token and every refresh token.
 func (s *Server) RevokeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.tokens)
 }
 
-// Request is what the server saw of one request.
+// Request is a recorded request.
 type Request struct {
-	Time      time.Time // when it had arrived, by the server's clock
-	Method    string
-	Path      string
-	Header    http.Header
-	Body      string     // its first mebibyte
-	GrantType string     // of a token request
-	Form      url.Values // the fields of a form, or the members of a JSON object as strings; nil for other bodies
-	ClientID  string     // from the Basic credentials, or else from the body; "" if there are none
-	RequestID string     // the x-request-id that it was given
+	// Time is when the request arrived, by the server's clock.
+	Time time.Time
+
+	Method string
+
+	// Path is the path of the request's URL, such as "/oauth2/token". It is
+	// percent-decoded and does not include the query.
+	Path string
+
+	Header http.Header
+
+	// Body is the first mebibyte of the body.
+	Body string
+
+	// GrantType is the grant_type of a token request. It is "" for other requests.
+	GrantType string
+
+	// Form has the fields of a form, or the members of a JSON object as strings.
+	// It is nil if the body is neither.
+	Form url.Values
+
+	// ClientID is from the Basic credentials. If there are none, it is from the
+	// body. It is "" if neither has a client ID.
+	ClientID string
+
+	// RequestID is the x-request-id that the server set on the reply, or the one
+	// from [Answer.Header].
+	RequestID string
 }
 
-// Requests returns every request so far, to any path, in order of arrival.
+// Requests returns all requests so far, in order of arrival. It includes requests to
+// any path, and requests that were refused.
 func (s *Server) Requests() []Request {
 	return s.seen(func(Request) bool { return true })
 }
 
-// TokenRequests returns those of [Server.Requests] to /oauth2/token.
+// TokenRequests returns the requests to /oauth2/token, in order of arrival.
 func (s *Server) TokenRequests() []Request {
 	return s.seen(func(r Request) bool { return r.Path == tokenPath })
 }
 
-// RevokeRequests returns those of [Server.Requests] to /oauth2/revoke.
+// RevokeRequests returns the requests to /oauth2/revoke, in order of arrival.
 func (s *Server) RevokeRequests() []Request {
 	return s.seen(func(r Request) bool { return r.Path == revokePath })
 }
@@ -454,10 +511,12 @@ func (s *Server) seen(wanted func(Request) bool) []Request {
 	return requests
 }
 
-// AccessTokens returns the access tokens that are alive now, in the order issued.
+// AccessTokens returns the valid access tokens, in the order they were issued. See
+// [Server.Alive].
 func (s *Server) AccessTokens() []string { return s.living(accessToken) }
 
-// RefreshTokens returns the refresh tokens that are alive now, in the order issued.
+// RefreshTokens returns the valid refresh tokens, in the order they were issued. See
+// [Server.Alive].
 func (s *Server) RefreshTokens() []string { return s.living(refreshToken) }
 
 func (s *Server) living(k kind) []string {
@@ -473,8 +532,8 @@ func (s *Server) living(k kind) []string {
 	return values
 }
 
-// Alive reports whether token is an access token or a refresh token that is
-// alive now: issued here, and neither expired, used up nor revoked.
+// Alive reports whether token is a valid access token or refresh token. A token is
+// valid if the server issued it and it has not expired, been used up or been revoked.
 func (s *Server) Alive(token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
