@@ -11,7 +11,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// as is posting by another client.
+// as sends fields like post, with the credentials of another client.
 func as(t *testing.T, s *moovtest.Server, id, secret, path string, fields ...string) reply {
 	t.Helper()
 	req := posting(t, s, path, fields...)
@@ -19,7 +19,7 @@ func as(t *testing.T, s *moovtest.Server, id, secret, path string, fields ...str
 	return do(t, s, req)
 }
 
-func TestSecretThatChangesWhileTheServerRuns(t *testing.T) {
+func TestCredentialsCanChangeWhileTheServerRuns(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start(moovtest.WithCredentials("id", "old"))
 		works := func(secret string) bool {
@@ -38,8 +38,8 @@ func TestSecretThatChangesWhileTheServerRuns(t *testing.T) {
 
 		s.SetCredentials("id", "new")
 		assert.True(t, works("new"))
-		assert.True(t, works("old"), "until told otherwise")
-		assert.Equal(t, "old", s.ClientSecret, "the fields stay as they are")
+		assert.True(t, works("old"), "until DropOldCredentials")
+		assert.Equal(t, "old", s.ClientSecret, "the field does not change")
 
 		s.DropOldCredentials()
 		assert.True(t, works("new"))
@@ -48,7 +48,7 @@ func TestSecretThatChangesWhileTheServerRuns(t *testing.T) {
 		assert.True(t, works("new"))
 
 		r := as(t, s, "id", "new", "/oauth2/token", "grant_type", "refresh_token", "refresh_token", refreshToken)
-		assert.Equal(t, 200, r.StatusCode, "what was issued lives on")
+		assert.Equal(t, 200, r.StatusCode, "tokens issued before stay valid")
 
 		s.SetCredentials("id", "third")
 		s.SetCredentials("id", "fourth")
@@ -58,7 +58,7 @@ func TestSecretThatChangesWhileTheServerRuns(t *testing.T) {
 	})
 }
 
-func TestTokensAreTheClientsTheyWereIssuedTo(t *testing.T) {
+func TestTokensBelongToTheClientTheyWereIssuedTo(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start(moovtest.WithCredentials("old", "secret"), moovtest.WithReuseDetection())
 		first := grant(t, s)
@@ -79,7 +79,7 @@ func TestTokensAreTheClientsTheyWereIssuedTo(t *testing.T) {
 
 		require.Equal(t, 200, use("old").StatusCode)
 		assert.Equal(t, 400, use("new").StatusCode)
-		assert.True(t, s.Alive(access), "another client's use of it is no reuse")
+		assert.True(t, s.Alive(access), "use by another client does not count as reuse")
 		assert.Equal(t, 200, ping(t, s, "Bearer "+access).StatusCode)
 		assert.Equal(t, 400, use("old").StatusCode)
 		assert.False(t, s.Alive(access))

@@ -12,7 +12,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// statuses are those of n pings at the same time, counted.
+// statuses sends n pings without a token. It counts the replies of 401 and of 429.
 func statuses(t *testing.T, s *moovtest.Server, n int) (unauthorized, limited int) {
 	t.Helper()
 	for range n {
@@ -29,7 +29,7 @@ func statuses(t *testing.T, s *moovtest.Server, n int) (unauthorized, limited in
 	return unauthorized, limited
 }
 
-// clock is a server's clock that a test sets.
+// clock is a server's clock that a test can set.
 type clock struct{ at atomic.Pointer[time.Time] }
 
 func (c *clock) set(at time.Time) { c.at.Store(&at) }
@@ -50,7 +50,7 @@ func TestRateLimitWindows(t *testing.T) {
 			{900 * time.Millisecond, 5, 3, "three in a second"},
 			{1100 * time.Millisecond, 5, 0, "the window slides over the whole second"},
 			{1900*time.Millisecond - 1, 5, 0, "a nanosecond too early"},
-			{1900 * time.Millisecond, 2, 2, "a second later, and refused requests did not count"},
+			{1900 * time.Millisecond, 2, 2, "a second later; refused requests did not count"},
 			{2 * time.Second, 2, 1, "the rest"},
 			{2900 * time.Millisecond, 5, 2, "two of three have left the window"},
 			{900 * time.Millisecond, 3, 3, "the clock was set back"},
@@ -98,21 +98,21 @@ func TestRateLimitIsForAllEndpointsTogether(t *testing.T) {
 			assert.Equal(t, 429, r.StatusCode)
 			assert.Regexp(t, uuidV4, r.Header.Get("X-Request-Id"))
 		}
-		assert.Len(t, s.Requests(), 8, "refused ones are recorded")
+		assert.Len(t, s.Requests(), 8, "refused requests are recorded")
 		assert.Empty(t, s.AccessTokens())
 
 		at = at.Add(time.Second)
 		s.SetLatency(0)
-		assert.Equal(t, 504, grant(t, s).StatusCode, "the prepared answer was not taken by a refused request")
+		assert.Equal(t, 504, grant(t, s).StatusCode, "a refused request takes no prepared answer")
 	})
 }
 
 func TestRateLimitHoldsUnderConcurrentRequests(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
-		// A clock that goes on, slowly, with every look.
-		var looks atomic.Int64
+		// This clock advances by a nanosecond each time it is read.
+		var reads atomic.Int64
 		began := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-		s := start(moovtest.WithRateLimit(10), moovtest.WithClock(func() time.Time { return began.Add(time.Duration(looks.Add(1))) }))
+		s := start(moovtest.WithRateLimit(10), moovtest.WithClock(func() time.Time { return began.Add(time.Duration(reads.Add(1))) }))
 		var served, limited atomic.Int64
 		var all sync.WaitGroup
 		for range 40 {

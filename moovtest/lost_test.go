@@ -38,7 +38,7 @@ func TestLostReplies(t *testing.T) {
 		assert.False(t, s.Alive(access), "revoked")
 
 		lost(posting(t, s, "/oauth2/token", "grant_type", "client_credentials"))
-		assert.Len(t, s.AccessTokens(), 1, "what would be refused issues nothing")
+		assert.Len(t, s.AccessTokens(), 1, "a request that would be refused gets no token")
 		for _, r := range s.Requests() {
 			assert.Regexp(t, uuidV4, r.RequestID)
 		}
@@ -46,7 +46,7 @@ func TestLostReplies(t *testing.T) {
 	})
 }
 
-func TestLostReplyHasItsLatencyFirst(t *testing.T) {
+func TestLostReplyComesAfterItsLatency(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t, moovtest.WithLatency(time.Second))
 		s.Enqueue(moovtest.Answer{Lost: true, Latency: time.Minute})
@@ -68,6 +68,6 @@ func TestLostReplyWithReuseDetection(t *testing.T) {
 		assert.True(t, s.Alive(first.member(t, "access_token")))
 
 		assert.Equal(t, 400, refresh(t, s, first.member(t, "refresh_token")).StatusCode)
-		assert.Empty(t, s.AccessTokens(), "sent again, it kills the family")
+		assert.Empty(t, s.AccessTokens(), "a second use of the refresh token revokes its family")
 	})
 }

@@ -32,10 +32,10 @@ const (
 	uuidV4 = `^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`
 )
 
-// start makes a server that is closed with the test.
+// start creates a server that is closed at the end of the test.
 type start func(...moovtest.Option) *moovtest.Server
 
-// onEachKind runs a test on both kinds of server.
+// onEachKind runs a test with a loopback server and with an in-memory server.
 func onEachKind(t *testing.T, test func(*testing.T, start)) {
 	for name, kind := range map[string]start{"loopback": moovtest.NewServer, "in memory": moovtest.NewInMemory} {
 		t.Run(name, func(t *testing.T) {
@@ -54,7 +54,7 @@ func inMemory(t *testing.T, opts ...moovtest.Option) *moovtest.Server {
 	return s
 }
 
-// reply is a response with its body read.
+// reply is a response whose body has been read.
 type reply struct {
 	*http.Response
 	body string
@@ -94,7 +94,7 @@ func request(t *testing.T, s *moovtest.Server, method, path, contentType, body s
 	return req
 }
 
-// post sends fields, given as name and value in turn, as a form with Basic credentials.
+// post sends a form with Basic credentials. The fields are name and value in turn.
 func post(t *testing.T, s *moovtest.Server, path string, fields ...string) reply {
 	t.Helper()
 	return do(t, s, posting(t, s, path, fields...))
@@ -133,7 +133,7 @@ func ping(t *testing.T, s *moovtest.Server, authorization string) reply {
 	return do(t, s, req)
 }
 
-// untilTokenRequests returns when n have arrived.
+// untilTokenRequests waits until n token requests have arrived.
 func untilTokenRequests(s *moovtest.Server, n int) {
 	for len(s.TokenRequests()) < n {
 		runtime.Gosched()
@@ -214,23 +214,23 @@ func TestRefusedRequests(t *testing.T) {
 		status                  int
 		member, contains        string
 	}{
-		"no scope":               {token, formType, "grant_type=client_credentials", 422, "scope", "required"},
-		"blank scope":            {token, formType, "grant_type=client_credentials&scope=+", 422, "scope", "required"},
-		"null scope":             {token, jsonType, `{"grant_type":"client_credentials","scope":null}`, 422, "scope", "required"},
-		"scope beyond the key":   {token, formType, "grant_type=client_credentials&scope=/fed.read+/x", 422, "scope", "/x"},
-		"no refresh token":       {token, formType, "grant_type=refresh_token", 422, "refresh_token", "required"},
-		"unknown refresh token":  {token, formType, "grant_type=refresh_token&refresh_token=x", 400, "error", "invalid_grant"},
-		"access token as such":   {token, formType, "grant_type=refresh_token&refresh_token=" + access, 400, "error", "invalid_grant"},
-		"no grant type":          {token, formType, "scope=/ping.read", 400, "error", "invalid_request"},
-		"unknown grant type":     {token, formType, "grant_type=password", 400, "error", "unsupported_grant_type"},
-		"no content type":        {token, "", "grant_type=client_credentials", 400, "error_description", "Content-Type"},
-		"other content type":     {revoke, "text/plain", "token=x", 400, "error_description", "Content-Type"},
-		"malformed form":         {token, formType, "grant_type=%zz", 400, "error", "invalid_request"},
-		"malformed JSON":         {revoke, jsonType, "token", 400, "error_description", "JSON object"},
-		"JSON that is no object": {revoke, jsonType, "[1]", 400, "error_description", "JSON object"},
-		"no token to revoke":     {revoke, formType, "token_type_hint=access_token", 422, "token", "required"},
-		"unknown hint":           {revoke, formType, "token=x&token_type_hint=id_token", 422, "token_type_hint", "refresh_token"},
-		"hint that is no string": {revoke, jsonType, `{"token":"x","token_type_hint":7}`, 422, "token_type_hint", "refresh_token"},
+		"no scope":              {token, formType, "grant_type=client_credentials", 422, "scope", "required"},
+		"blank scope":           {token, formType, "grant_type=client_credentials&scope=+", 422, "scope", "required"},
+		"null scope":            {token, jsonType, `{"grant_type":"client_credentials","scope":null}`, 422, "scope", "required"},
+		"scope beyond the key":  {token, formType, "grant_type=client_credentials&scope=/fed.read+/x", 422, "scope", "/x"},
+		"no refresh token":      {token, formType, "grant_type=refresh_token", 422, "refresh_token", "required"},
+		"unknown refresh token": {token, formType, "grant_type=refresh_token&refresh_token=x", 400, "error", "invalid_grant"},
+		"access token instead":  {token, formType, "grant_type=refresh_token&refresh_token=" + access, 400, "error", "invalid_grant"},
+		"no grant type":         {token, formType, "scope=/ping.read", 400, "error", "invalid_request"},
+		"unknown grant type":    {token, formType, "grant_type=password", 400, "error", "unsupported_grant_type"},
+		"no content type":       {token, "", "grant_type=client_credentials", 400, "error_description", "Content-Type"},
+		"other content type":    {revoke, "text/plain", "token=x", 400, "error_description", "Content-Type"},
+		"malformed form":        {token, formType, "grant_type=%zz", 400, "error", "invalid_request"},
+		"malformed JSON":        {revoke, jsonType, "token", 400, "error_description", "JSON object"},
+		"JSON is not an object": {revoke, jsonType, "[1]", 400, "error_description", "JSON object"},
+		"no token to revoke":    {revoke, formType, "token_type_hint=access_token", 422, "token", "required"},
+		"unknown hint":          {revoke, formType, "token=x&token_type_hint=id_token", 422, "token_type_hint", "refresh_token"},
+		"hint is not a string":  {revoke, jsonType, `{"token":"x","token_type_hint":7}`, 422, "token_type_hint", "refresh_token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			req := request(t, s, http.MethodPost, c.path, c.contentType, c.body)
@@ -261,7 +261,7 @@ func TestRefreshTokenRotates(t *testing.T) {
 	})
 }
 
-func TestRefreshTokenServesOnceOfManyConcurrentUses(t *testing.T) {
+func TestConcurrentUsesOfARefreshTokenSucceedOnce(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		refreshToken := grant(t, s).member(t, "refresh_token")
@@ -296,7 +296,7 @@ func TestWithoutRefreshTokens(t *testing.T) {
 	assert.Empty(t, s.RefreshTokens())
 }
 
-func TestRevokeKillsOneTokenAlone(t *testing.T) {
+func TestRevokeRevokesOnlyOneToken(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		r := grant(t, s)
@@ -314,12 +314,12 @@ func TestRevokeKillsOneTokenAlone(t *testing.T) {
 		assert.False(t, s.Alive(access))
 		assert.Equal(t, 401, ping(t, s, "Bearer "+access).StatusCode)
 
-		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", access).StatusCode, "a dead token")
+		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", access).StatusCode, "a token that is already revoked")
 		assert.Len(t, s.RevokeRequests(), 3)
 	})
 }
 
-func TestTokensKilledAtTheServer(t *testing.T) {
+func TestTokensRevokedAtTheServer(t *testing.T) {
 	s := inMemory(t)
 	first, second := grant(t, s), grant(t, s)
 
@@ -428,7 +428,7 @@ func TestAccessTokenExpiresAndRefreshTokenDoesNot(t *testing.T) {
 	})
 }
 
-// Else clients would take them for seconds.
+// Clients take a shorter number for seconds.
 func TestTimestampsInABubbleHaveTenDigits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		require.Less(t, time.Now().Unix(), int64(1e9))
@@ -456,18 +456,18 @@ func TestOrigins(t *testing.T) {
 		origin, referer string
 		status          int
 	}{
-		"neither":                   {"", "", 400},
-		"allowed origin":            {"https://example.com", "", 200},
-		"another allowed origin":    {"http://localhost:3000", "", 200},
-		"other origin":              {"https://example.org", "", 400},
-		"other scheme":              {"http://example.com", "", 400},
-		"other port":                {"http://localhost:3001", "", 400},
-		"origin with a path":        {"https://example.com/", "", 400},
-		"allowed referer":           {"", "https://example.com/checkout?step=2", 200},
-		"other referer":             {"", "https://example.org/", 400},
-		"malformed referer":         {"", "%zz", 400},
-		"origin wins, to allow":     {"https://example.com", "https://example.org/", 200},
-		"origin wins, not to allow": {"https://example.org", "https://example.com/", 400},
+		"no header":                     {"", "", 400},
+		"allowed origin":                {"https://example.com", "", 200},
+		"another allowed origin":        {"http://localhost:3000", "", 200},
+		"other origin":                  {"https://example.org", "", 400},
+		"other scheme":                  {"http://example.com", "", 400},
+		"other port":                    {"http://localhost:3001", "", 400},
+		"origin with a path":            {"https://example.com/", "", 400},
+		"allowed referer":               {"", "https://example.com/checkout?step=2", 200},
+		"other referer":                 {"", "https://example.org/", 400},
+		"malformed referer":             {"", "%zz", 400},
+		"allowed origin, other referer": {"https://example.com", "https://example.org/", 200},
+		"other origin, allowed referer": {"https://example.org", "https://example.com/", 400},
 	} {
 		t.Run(name, func(t *testing.T) {
 			req := posting(t, s, "/oauth2/token", "grant_type", "client_credentials", "scope", "/ping.read")
@@ -483,7 +483,7 @@ func TestOrigins(t *testing.T) {
 			}
 		})
 	}
-	assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", "x").StatusCode, "a revocation needs none")
+	assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", "x").StatusCode, "a revoke request needs no Origin")
 }
 
 func TestLatency(t *testing.T) {
@@ -504,7 +504,7 @@ func TestLatency(t *testing.T) {
 		s.SetLatency(0)
 		assert.Zero(t, took(func() { grant(t, s) }))
 		requests := s.TokenRequests()
-		assert.Equal(t, 62*time.Second, requests[2].Time.Sub(requests[1].Time), "recorded on arrival")
+		assert.Equal(t, 62*time.Second, requests[2].Time.Sub(requests[1].Time), "requests are recorded on arrival")
 	})
 }
 
@@ -515,9 +515,9 @@ func TestServerMadeOutsideABubbleServesInside(t *testing.T) {
 	})
 }
 
-func TestServerMadeOutsideABubbleGoesByTheTimeInside(t *testing.T) {
+func TestServerMadeOutsideABubbleUsesTheTimeInside(t *testing.T) {
 	s := inMemory(t)
-	for range 2 { // each bubble begins anew
+	for range 2 { // each bubble starts in 2000 again
 		synctest.Test(t, func(t *testing.T) {
 			before := len(s.TokenRequests())
 			source, err := moovauth.NewTokenSource(moovauth.Credentials{ClientID: s.ClientID, ClientSecret: s.ClientSecret},
@@ -536,20 +536,20 @@ func TestServerMadeOutsideABubbleGoesByTheTimeInside(t *testing.T) {
 			assert.Equal(t, "refresh_token", requests[1].GrantType)
 		})
 	}
-	assertGoesByTheRealTime(t, s)
+	assertUsesTheRealTime(t, s)
 }
 
-func TestServerMadeInsideABubbleGoesByTheTimeOutside(t *testing.T) {
+func TestServerMadeInsideABubbleUsesTheTimeOutside(t *testing.T) {
 	var s *moovtest.Server
 	synctest.Test(t, func(t *testing.T) {
 		s = moovtest.NewInMemory()
 		grant(t, s)
 	})
 	defer s.Close()
-	assertGoesByTheRealTime(t, s)
+	assertUsesTheRealTime(t, s)
 }
 
-func assertGoesByTheRealTime(t *testing.T, s *moovtest.Server) {
+func assertUsesTheRealTime(t *testing.T, s *moovtest.Server) {
 	t.Helper()
 	before := time.Now()
 	r := grant(t, s)
@@ -558,7 +558,7 @@ func assertGoesByTheRealTime(t *testing.T, s *moovtest.Server) {
 	assert.Equal(t, 200, ping(t, s, "Bearer "+r.member(t, "access_token")).StatusCode)
 }
 
-func TestClientThatGivesUpHasChangedNothing(t *testing.T) {
+func TestClientThatGivesUpChangesNothing(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		refreshToken := grant(t, s).member(t, "refresh_token")
@@ -597,7 +597,7 @@ func TestCloseHangsUp(t *testing.T) {
 		assert.Error(t, err)
 		_, err = s.Transport().RoundTrip(posting(t, s, "/oauth2/token"))
 		assert.ErrorContains(t, err, "closed")
-		assert.Len(t, s.Requests(), 1, "what it saw can still be read")
+		assert.Len(t, s.Requests(), 1, "recorded requests can still be read")
 	})
 }
 
@@ -611,7 +611,7 @@ func TestEnqueuedAnswersComeFirstInFirstOut(t *testing.T) {
 		)
 		s.Enqueue(moovtest.Answer{Status: 204, Body: "not sent"}, moovtest.Answer{})
 
-		assert.Equal(t, 401, ping(t, s, "").StatusCode, "not for ping")
+		assert.Equal(t, 401, ping(t, s, "").StatusCode, "GET /ping takes no answer")
 		r := grant(t, s)
 		assert.Equal(t, 429, r.StatusCode)
 		assert.Equal(t, "7", r.Header.Get("Retry-After"))
@@ -669,7 +669,7 @@ func TestHandlerThatHangsUpIsAnError(t *testing.T) {
 	})
 }
 
-func TestHandlerThatHijacksThePort(t *testing.T) {
+func TestHandlerThatHijacksTheConnection(t *testing.T) {
 	s := moovtest.NewServer()
 	t.Cleanup(s.Close)
 	s.Enqueue(moovtest.Answer{Handler: func(w http.ResponseWriter, _ *http.Request) {
@@ -697,7 +697,7 @@ func TestReplyThatIsCutShort(t *testing.T) {
 	})
 }
 
-func TestWhatIsHandedOutIsACopy(t *testing.T) {
+func TestEnqueueAndRequestsCopy(t *testing.T) {
 	s := inMemory(t)
 	answer := moovtest.Answer{Header: http.Header{"X-Retry-In": {"7ms"}}}
 	s.Enqueue(answer)
@@ -761,7 +761,7 @@ func TestServerOnAPortIsReachedInMemoryToo(t *testing.T) {
 	assert.Len(t, s.AccessTokens(), 1)
 }
 
-// body counts how often it is closed.
+// body counts the calls of Close.
 type body struct {
 	io.Reader
 	closed int
@@ -785,7 +785,7 @@ func TestInMemoryRequestIsClosedAndNotModified(t *testing.T) {
 		fails string
 	}{
 		"answered":       {t.Context(), &url.URL{Host: "x", Path: "/ping"}, strings.NewReader("x"), ""},
-		"context over":   {canceled, &url.URL{Host: "x", Path: "/ping"}, strings.NewReader("x"), "gone"},
+		"context ended":  {canceled, &url.URL{Host: "x", Path: "/ping"}, strings.NewReader("x"), "gone"},
 		"no URL":         {t.Context(), nil, strings.NewReader("x"), "no URL with a host"},
 		"no host":        {t.Context(), &url.URL{Path: "/ping"}, strings.NewReader("x"), "no URL with a host"},
 		"impossible URL": {t.Context(), &url.URL{Host: "x", Scheme: "x", Opaque: "%zz"}, strings.NewReader("x"), "parse"},
@@ -811,7 +811,7 @@ func TestInMemoryRequestIsClosedAndNotModified(t *testing.T) {
 	}
 }
 
-func TestInMemoryHandlerGetsAServersRequest(t *testing.T) {
+func TestInMemoryHandlerGetsAServerRequest(t *testing.T) {
 	s := inMemory(t)
 	send := func(check func(*http.Request), change func(*http.Request)) {
 		s.Enqueue(moovtest.Answer{Handler: func(_ http.ResponseWriter, r *http.Request) { check(r) }})
@@ -840,7 +840,7 @@ func TestInMemoryHandlerGetsAServersRequest(t *testing.T) {
 	}, func(r *http.Request) { r.Body, r.Header, r.ContentLength = nil, nil, 0 })
 }
 
-func TestInMemoryBodyThatStallsIsGivenUpWithTheContext(t *testing.T) {
+func TestInMemoryStalledBodyEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
 		stalled, _ := io.Pipe()
@@ -850,7 +850,7 @@ func TestInMemoryBodyThatStallsIsGivenUpWithTheContext(t *testing.T) {
 		require.NoError(t, err)
 		_, err = s.Client().Do(req)
 		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		synctest.Wait() // and the handler is gone, or the bubble would not end
+		synctest.Wait() // until the handler has returned; otherwise the bubble would panic
 	})
 }
 
@@ -868,7 +868,7 @@ func TestInMemoryClientTimeout(t *testing.T) {
 	})
 }
 
-func TestInMemoryHandlerThatGoesOnIsLeftBehindAndTold(t *testing.T) {
+func TestInMemoryHandlersContextEndsWithTheClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
 		told := make(chan error, 1)
@@ -896,7 +896,7 @@ func TestInMemoryHandlerThatPanicsOrExitsIsAnError(t *testing.T) {
 	assert.ErrorContains(t, err, "without an answer")
 }
 
-func TestInMemoryAnswerSurvivesTheWireFormat(t *testing.T) {
+func TestInMemoryResponseCanBeWrittenAndRead(t *testing.T) {
 	s := inMemory(t)
 	resp, err := s.Transport().RoundTrip(posting(t, s, "/oauth2/token", "grant_type", "client_credentials", "scope", "/ping.read"))
 	require.NoError(t, err)

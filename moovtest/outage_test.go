@@ -15,17 +15,17 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// statusOf asks for a token, and returns the status of the reply.
+// statusOf sends a token request and returns the status of the reply.
 func statusOf(t *testing.T, s *moovtest.Server) int {
 	t.Helper()
 	return grant(t, s).StatusCode
 }
 
-func TestOutageLastsUntilItIsTakenBack(t *testing.T) {
+func TestOutageLastsUntilItIsEnded(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		s.Handle("GET /cards", "", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-		inHand := grant(t, s).member(t, "access_token")
+		current := grant(t, s).member(t, "access_token")
 		refreshToken := s.RefreshTokens()[0]
 
 		s.SetAnswer(&moovtest.Answer{Status: 503, Body: `{"error":"down"}`})
@@ -34,28 +34,28 @@ func TestOutageLastsUntilItIsTakenBack(t *testing.T) {
 			assert.Equal(t, 503, r.StatusCode)
 			assert.Equal(t, "down", r.member(t, "error"))
 			assert.Equal(t, 503, refresh(t, s, refreshToken).StatusCode)
-			assert.Equal(t, 503, post(t, s, "/oauth2/revoke", "token", inHand).StatusCode)
-			assert.Equal(t, 200, ping(t, s, "Bearer "+inHand).StatusCode)
-			assert.Equal(t, 200, call(t, s, http.MethodGet, "/cards", inHand).StatusCode)
+			assert.Equal(t, 503, post(t, s, "/oauth2/revoke", "token", current).StatusCode)
+			assert.Equal(t, 200, ping(t, s, "Bearer "+current).StatusCode)
+			assert.Equal(t, 200, call(t, s, http.MethodGet, "/cards", current).StatusCode)
 		}
-		assert.Equal(t, []string{inHand}, s.AccessTokens(), "nothing is issued or revoked")
-		assert.Equal(t, []string{refreshToken}, s.RefreshTokens(), "nothing is used")
+		assert.Equal(t, []string{current}, s.AccessTokens(), "no token is issued or revoked")
+		assert.Equal(t, []string{refreshToken}, s.RefreshTokens(), "no refresh token is used")
 		assert.Len(t, s.TokenRequests(), 1+40)
 		assert.Len(t, s.RevokeRequests(), 20)
 
 		s.SetAnswer(&moovtest.Answer{Status: 401})
-		assert.Equal(t, 401, statusOf(t, s), "the last one set counts")
+		assert.Equal(t, 401, statusOf(t, s), "a later answer replaces an earlier one")
 
 		s.SetAnswer(nil)
 		assert.Equal(t, 200, statusOf(t, s))
 		assert.Equal(t, 200, refresh(t, s, refreshToken).StatusCode)
-		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", inHand).StatusCode)
+		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", current).StatusCode)
 		s.SetAnswer(nil)
-		assert.Equal(t, 200, statusOf(t, s), "to end no outage changes nothing")
+		assert.Equal(t, 200, statusOf(t, s), "SetAnswer(nil) without an outage has no effect")
 	})
 }
 
-func TestQueueGoesBeforeAnOutage(t *testing.T) {
+func TestQueueIsUsedBeforeAnOutage(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		s.SetAnswer(&moovtest.Answer{Status: 503})
@@ -65,12 +65,12 @@ func TestQueueGoesBeforeAnOutage(t *testing.T) {
 		assert.Equal(t, 503, statusOf(t, s))
 		s.Enqueue(moovtest.Answer{Status: 502})
 		s.SetAnswer(nil)
-		assert.Equal(t, 502, statusOf(t, s), "the end of an outage leaves the queue as it is")
+		assert.Equal(t, 502, statusOf(t, s), "SetAnswer(nil) does not change the queue")
 		assert.Equal(t, 200, statusOf(t, s))
 	})
 }
 
-func TestOutageOfEachSort(t *testing.T) {
+func TestOutageWithoutReplies(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		fails := func() {
@@ -85,17 +85,17 @@ func TestOutageOfEachSort(t *testing.T) {
 		s.SetAnswer(&moovtest.Answer{Lost: true})
 		fails()
 		fails()
-		assert.Len(t, s.AccessTokens(), 2, "each was issued, and its reply was lost")
+		assert.Len(t, s.AccessTokens(), 2, "the tokens were issued and the replies were lost")
 		s.SetAnswer(nil)
 		assert.Equal(t, 200, statusOf(t, s))
 	})
 }
 
-func TestSilentOutageEndsForThoseThatComeLater(t *testing.T) {
+func TestEndOfASilentOutageAppliesToLaterRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t, moovtest.WithLatency(time.Second))
 		var early, silent sync.WaitGroup
-		early.Go(func() { assert.Equal(t, 200, statusOf(t, s), "it had arrived before the outage") })
+		early.Go(func() { assert.Equal(t, 200, statusOf(t, s), "the request arrived before the outage") })
 		synctest.Wait()
 		s.SetAnswer(&moovtest.Answer{
 			Latency: time.Minute,
@@ -122,12 +122,12 @@ func TestSilentOutageEndsForThoseThatComeLater(t *testing.T) {
 		for range 2 {
 			begun = time.Now()
 			assert.Equal(t, 503, statusOf(t, s))
-			assert.Equal(t, time.Minute+time.Second, time.Since(begun), "each has the latency")
+			assert.Equal(t, time.Minute+time.Second, time.Since(begun), "every request has the latency")
 		}
 	})
 }
 
-func TestRateLimitGoesBeforeAnOutage(t *testing.T) {
+func TestRateLimitAppliesBeforeAnOutage(t *testing.T) {
 	c := new(clock)
 	c.set(time.Unix(1_700_000_000, 0))
 	s := inMemory(t, moovtest.WithRateLimit(2), moovtest.WithClock(c.now))
@@ -137,7 +137,7 @@ func TestRateLimitGoesBeforeAnOutage(t *testing.T) {
 	assert.Equal(t, 429, statusOf(t, s))
 }
 
-func TestAnswerThatIsSetIsACopy(t *testing.T) {
+func TestSetAnswerCopies(t *testing.T) {
 	s := inMemory(t)
 	seconds := []string{"7"}
 	answer := moovtest.Answer{Status: 503, Header: http.Header{"retry-after": seconds, "X-Request-Id": {"ours"}}}
@@ -153,7 +153,7 @@ func TestAnswerThatIsSetIsACopy(t *testing.T) {
 	assert.Equal(t, "ours", s.TokenRequests()[1].RequestID)
 }
 
-// A handler around the server may change the header of a reply.
+// A handler that wraps the server may change the header of a reply.
 func TestRepliesDoNotShareTheHeaderOfAnAnswer(t *testing.T) {
 	s := inMemory(t)
 	s.SetAnswer(&moovtest.Answer{Status: 503, Header: http.Header{"Retry-After": {"7"}}})
@@ -165,7 +165,7 @@ func TestRepliesDoNotShareTheHeaderOfAnAnswer(t *testing.T) {
 	}
 }
 
-func TestOutageBeginsAndEndsUnderConcurrentRequests(t *testing.T) {
+func TestOutageStartsAndEndsDuringConcurrentRequests(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		outage := &moovtest.Answer{Status: 503, Header: http.Header{"Retry-After": {"1"}}}

@@ -13,7 +13,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// call makes a request with a bearer token, or none if it is "".
+// call makes a request with a bearer token. If accessToken is "", it sends none.
 func call(t *testing.T, s *moovtest.Server, method, path, accessToken string) reply {
 	t.Helper()
 	req := request(t, s, method, path, "", "")
@@ -23,13 +23,13 @@ func call(t *testing.T, s *moovtest.Server, method, path, accessToken string) re
 	return do(t, s, req)
 }
 
-// echo says which account it was called for, and repeats the body.
+// echo replies with the account ID from the path and the request's body.
 var echo = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, r.PathValue("accountID")+" ")
 	io.Copy(w, r.Body)
 })
 
-func TestEndpointOfTheTestsOwn(t *testing.T) {
+func TestEndpointAddedWithHandle(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		s.Handle("POST /accounts/{accountID}/cards", "/accounts/{accountID}/cards.write", echo)
@@ -120,7 +120,7 @@ func TestScopesOfEndpoints(t *testing.T) {
 	}
 }
 
-func TestPatternsAreThoseOfNetHTTP(t *testing.T) {
+func TestPatternsWorkAsInNetHTTP(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		pattern := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Pattern) }
@@ -132,7 +132,7 @@ func TestPatternsAreThoseOfNetHTTP(t *testing.T) {
 		assert.Equal(t, "GET /things/{id}", call(t, s, http.MethodGet, "/things/7", access).body)
 		assert.Equal(t, "DELETE /things/{id}", call(t, s, http.MethodDelete, "/things/7", access).body)
 		assert.Equal(t, "/", call(t, s, http.MethodPut, "/elsewhere", access).body)
-		assert.Contains(t, call(t, s, http.MethodGet, "/ping", access).body, "pong", "the server's own come first")
+		assert.Contains(t, call(t, s, http.MethodGet, "/ping", access).body, "pong", "the server's own endpoints have priority")
 		assert.Equal(t, 405, call(t, s, http.MethodGet, "/oauth2/token", access).StatusCode)
 
 		for _, p := range []string{"GET /ping", "/oauth2/token", "POST moov.test/oauth2/revoke", "GET /things/{other}", "", "/{a"} {
@@ -144,7 +144,7 @@ func TestPatternsAreThoseOfNetHTTP(t *testing.T) {
 	})
 }
 
-func TestEndpointGetsALargeBodyWhole(t *testing.T) {
+func TestEndpointGetsAllOfALargeBody(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		s.Handle("/upload", "", echo)
@@ -156,7 +156,7 @@ func TestEndpointGetsALargeBodyWhole(t *testing.T) {
 	})
 }
 
-func TestEndpointsCountForTheRateLimitAndTakeNoAnswers(t *testing.T) {
+func TestAddedEndpointsCountTowardTheRateLimitAndTakeNoAnswers(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 		s := start(moovtest.WithRateLimit(2), moovtest.WithClock(func() time.Time { return at }))
@@ -171,8 +171,8 @@ func TestEndpointsCountForTheRateLimitAndTakeNoAnswers(t *testing.T) {
 	})
 }
 
-// fromPage makes a request as a browser does for a page, with headers given as
-// name and value in turn.
+// fromPage makes a request as a browser does for a web page. The headers are name and
+// value in turn.
 func fromPage(t *testing.T, s *moovtest.Server, origin, method, path string, headers ...string) reply {
 	t.Helper()
 	req := request(t, s, method, path, "", "")
@@ -188,7 +188,7 @@ const (
 	otherPage = "https://evil.example"
 )
 
-func TestPagesOfAllowedOriginsMayCall(t *testing.T) {
+func TestPagesFromAllowedOriginsMayCall(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start(moovtest.WithCORS(page, "http://localhost:3000"))
 		s.Handle("POST /accounts/{accountID}/cards", "/accounts/{accountID}/cards.write", echo)
@@ -206,7 +206,7 @@ func TestPagesOfAllowedOriginsMayCall(t *testing.T) {
 		for path, status := range map[string]int{"/accounts/1/cards": 200, "/accounts/2/cards": 403, "/nowhere": 404} {
 			r = fromPage(t, s, page, http.MethodPost, path, "Authorization", access)
 			assert.Equal(t, status, r.StatusCode)
-			assert.Equal(t, page, r.Header.Get("Access-Control-Allow-Origin"), "a page may read refusals too")
+			assert.Equal(t, page, r.Header.Get("Access-Control-Allow-Origin"), "a page may also read error replies")
 			assert.Equal(t, "*", r.Header.Get("Access-Control-Expose-Headers"))
 			assert.Equal(t, "Origin", r.Header.Get("Vary"))
 		}
@@ -243,12 +243,12 @@ func TestPagesOfAllowedOriginsMayCall(t *testing.T) {
 		}
 
 		r = fromPage(t, s, otherPage, http.MethodPost, "/accounts/1/cards", "Authorization", access)
-		assert.Equal(t, 200, r.StatusCode, "it is the browser that keeps the reply from the page")
+		assert.Equal(t, 200, r.StatusCode, "the server replies; the browser hides the reply from the page")
 		assert.Empty(t, r.Header.Get("Access-Control-Allow-Origin"))
 		assert.Equal(t, "Origin", r.Header.Get("Vary"))
 		req := posting(t, s, "/oauth2/token", "grant_type", "client_credentials", "scope", "/ping.read")
 		req.Header.Set("Origin", page)
-		assert.Empty(t, do(t, s, req).Header.Get("Access-Control-Allow-Origin"), "the secret is no page's")
+		assert.Empty(t, do(t, s, req).Header.Get("Access-Control-Allow-Origin"), "pages must not read replies of the token endpoint")
 	})
 }
 
@@ -261,7 +261,7 @@ func TestPagesOfAnyOrigin(t *testing.T) {
 	assert.NotContains(t, r.Header, "Access-Control-Allow-Headers")
 }
 
-func TestWithoutCORSPagesAreClosedOut(t *testing.T) {
+func TestWithoutCORSThereAreNoCORSHeaders(t *testing.T) {
 	s := inMemory(t)
 	s.Handle("OPTIONS /mine", "", echo)
 	r := fromPage(t, s, page, http.MethodOptions, "/ping", "Access-Control-Request-Method", "GET")
@@ -273,7 +273,7 @@ func TestWithoutCORSPagesAreClosedOut(t *testing.T) {
 	assert.Equal(t, 401, r.StatusCode)
 }
 
-func TestPreflightsAreRecordedAndCountForNoRateLimit(t *testing.T) {
+func TestPreflightsAreRecordedButNotRateLimited(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 		s := start(moovtest.WithCORS(page), moovtest.WithRateLimit(1), moovtest.WithClock(func() time.Time { return at }))
@@ -284,7 +284,7 @@ func TestPreflightsAreRecordedAndCountForNoRateLimit(t *testing.T) {
 		assert.Equal(t, 401, fromPage(t, s, page, http.MethodGet, "/ping").StatusCode)
 		r := fromPage(t, s, page, http.MethodGet, "/ping")
 		assert.Equal(t, 429, r.StatusCode)
-		assert.Equal(t, page, r.Header.Get("Access-Control-Allow-Origin"), "so that the page can tell")
+		assert.Equal(t, page, r.Header.Get("Access-Control-Allow-Origin"), "so that the page can read the 429")
 		assert.Len(t, s.Requests(), 5)
 	})
 }

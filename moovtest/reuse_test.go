@@ -29,12 +29,12 @@ func TestReuseOfARefreshTokenRevokesItsFamily(t *testing.T) {
 		assert.Equal(t, 401, ping(t, s, "Bearer "+third.member(t, "access_token")).StatusCode)
 		assert.Equal(t, 400, refresh(t, s, third.member(t, "refresh_token")).StatusCode)
 
-		assert.Equal(t, []string{other.member(t, "access_token")}, s.AccessTokens(), "another grant's tokens live")
+		assert.Equal(t, []string{other.member(t, "access_token")}, s.AccessTokens(), "tokens of another grant stay valid")
 		assert.Equal(t, 200, refresh(t, s, other.member(t, "refresh_token")).StatusCode)
 	})
 }
 
-func TestReuseByAnotherClientOrOfARevokedTokenIsNone(t *testing.T) {
+func TestUseByAnotherClientOrOfARevokedTokenIsNotReuse(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start(moovtest.WithReuseDetection())
 		first := grant(t, s).member(t, "refresh_token")
@@ -47,14 +47,14 @@ func TestReuseByAnotherClientOrOfARevokedTokenIsNone(t *testing.T) {
 
 		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", second.member(t, "refresh_token")).StatusCode)
 		assert.Equal(t, 400, refresh(t, s, second.member(t, "refresh_token")).StatusCode)
-		assert.True(t, s.Alive(second.member(t, "access_token")), "what was revoked was never used")
+		assert.True(t, s.Alive(second.member(t, "access_token")), "the refresh token was revoked, not used")
 
-		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", first).StatusCode, "a used one")
+		assert.Equal(t, 204, post(t, s, "/oauth2/revoke", "token", first).StatusCode, "a used refresh token")
 		assert.True(t, s.Alive(second.member(t, "access_token")))
 	})
 }
 
-func TestWithoutReuseDetectionTheFamilyLives(t *testing.T) {
+func TestWithoutReuseDetectionTheFamilyStaysValid(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		first := grant(t, s).member(t, "refresh_token")
@@ -65,7 +65,7 @@ func TestWithoutReuseDetectionTheFamilyLives(t *testing.T) {
 	})
 }
 
-func TestConcurrentReuseLeavesNothingAlive(t *testing.T) {
+func TestConcurrentReuseRevokesTheFamily(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start(moovtest.WithReuseDetection())
 		refreshToken := grant(t, s).member(t, "refresh_token")

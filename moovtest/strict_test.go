@@ -9,7 +9,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-func TestStrictness(t *testing.T) {
+func TestParametersAndCredentialsAreCheckedStrictly(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start(moovtest.WithCredentials("id", "secret"))
 		const token, revoke = "/oauth2/token", "/oauth2/revoke"
@@ -20,44 +20,44 @@ func TestStrictness(t *testing.T) {
 			status                  int
 			code, contains          string
 		}{
-			"duplicate":                      {token, formType, form + "&scope=/fed.read", true, 400, "invalid_request", `"scope"`},
-			"duplicate with the same value":  {token, formType, form + "&scope=/ping.read", true, 400, "invalid_request", `"scope"`},
-			"duplicate, once without value":  {token, formType, form + "&scope=", true, 400, "invalid_request", `"scope"`},
-			"duplicate of an unknown one":    {token, formType, form + "&x=1&x=2", true, 400, "invalid_request", `"x"`},
-			"duplicate grant type":           {token, formType, form + "&grant_type=refresh_token", true, 400, "invalid_request", `"grant_type"`},
-			"duplicate client ID":            {token, formType, form + "&client_id=id&client_id=id&client_secret=secret", false, 400, "invalid_request", `"client_id"`},
-			"duplicate, escaped":             {token, formType, form + "&%73cope=/fed.read", true, 400, "invalid_request", `"scope"`},
-			"duplicate in a revocation":      {revoke, formType, "token=a&token=b", true, 400, "invalid_request", `"token"`},
-			"duplicate member":               {token, jsonType, `{` + members + `,"scope":"/fed.read"}`, true, 400, "invalid_request", `"scope"`},
-			"duplicate member, escaped":      {token, jsonType, `{` + members + `,"\u0073cope":"/fed.read"}`, true, 400, "invalid_request", `"scope"`},
-			"duplicate member, null":         {token, jsonType, `{` + members + `,"scope":null}`, true, 400, "invalid_request", `"scope"`},
-			"duplicate member, revocation":   {revoke, jsonType, `{"token":"a","token":"b"}`, true, 400, "invalid_request", `"token"`},
-			"once in each of two objects":    {token, jsonType, `{` + members + `,"x":{"scope":1,"x":2}}`, true, 200, "", ""},
-			"unknown parameter":              {token, formType, form + "&x=1", true, 200, "", ""},
-			"other client ID":                {token, formType, form + "&client_id=other", true, 400, "invalid_request", "client_id"},
-			"other client ID, JSON":          {token, jsonType, `{` + members + `,"client_id":"other"}`, true, 400, "invalid_request", "client_id"},
-			"other client ID, revocation":    {revoke, formType, "token=a&client_id=other", true, 400, "invalid_request", "client_id"},
-			"same client ID":                 {token, formType, form + "&client_id=id", true, 200, "", ""},
-			"client ID without value":        {token, formType, form + "&client_id=", true, 200, "", ""},
-			"both, agreeing":                 {token, formType, form + "&client_id=id&client_secret=secret", true, 200, "", ""},
-			"both, agreeing, JSON":           {token, jsonType, `{` + members + `,"client_id":"id","client_secret":"secret"}`, true, 200, "", ""},
-			"both, agreeing, revocation":     {revoke, formType, "token=a&client_id=id&client_secret=secret", true, 204, "", ""},
-			"secret in both, no ID":          {revoke, formType, "token=a&client_secret=secret", true, 204, "", ""},
-			"both, other ID":                 {token, formType, form + "&client_id=other&client_secret=secret", true, 400, "invalid_request", "client_id"},
-			"both, other secret":             {token, formType, form + "&client_id=id&client_secret=other", true, 400, "invalid_request", "client_secret"},
-			"both, other secret, JSON":       {token, jsonType, `{` + members + `,"client_id":"id","client_secret":"other"}`, true, 400, "invalid_request", "client_secret"},
-			"both, other secret, revocation": {revoke, formType, "token=a&client_id=id&client_secret=other", true, 400, "invalid_request", "client_secret"},
-			"body alone":                     {token, formType, form + "&client_id=id&client_secret=secret", false, 200, "", ""},
-			"other grant type":               {token, formType, "grant_type=password", true, 400, "unsupported_grant_type", "client_credentials"},
-			"other grant type, JSON":         {token, jsonType, `{"grant_type":"authorization_code"}`, true, 400, "unsupported_grant_type", "client_credentials"},
-			"grant type in capitals":         {token, formType, "grant_type=CLIENT_CREDENTIALS&scope=/ping.read", true, 400, "unsupported_grant_type", "client_credentials"},
-			"grant type with a space":        {token, formType, "grant_type=client_credentials+&scope=/ping.read", true, 400, "unsupported_grant_type", "client_credentials"},
-			"JSON with something after":      {token, jsonType, `{` + members + `} {}`, true, 400, "invalid_request", "JSON object"},
-			"JSON null":                      {token, jsonType, `null`, true, 400, "invalid_request", "JSON object"},
-			"no JSON at all":                 {revoke, jsonType, ``, true, 400, "invalid_request", "JSON object"},
-			"parameters in the URL alone":    {token + "?" + form, formType, "", true, 400, "invalid_request", "grant_type"},
-			"duplicate of one in the URL":    {token + "?scope=/fed.read", formType, form, true, 200, "", ""},
-			"JSON whose type says it is not": {token, formType, `{` + members + `}`, true, 400, "invalid_request", "grant_type"},
+			"duplicate":                       {token, formType, form + "&scope=/fed.read", true, 400, "invalid_request", `"scope"`},
+			"duplicate with the same value":   {token, formType, form + "&scope=/ping.read", true, 400, "invalid_request", `"scope"`},
+			"duplicate, once without value":   {token, formType, form + "&scope=", true, 400, "invalid_request", `"scope"`},
+			"duplicate of an unknown one":     {token, formType, form + "&x=1&x=2", true, 400, "invalid_request", `"x"`},
+			"duplicate grant type":            {token, formType, form + "&grant_type=refresh_token", true, 400, "invalid_request", `"grant_type"`},
+			"duplicate client ID":             {token, formType, form + "&client_id=id&client_id=id&client_secret=secret", false, 400, "invalid_request", `"client_id"`},
+			"duplicate, escaped":              {token, formType, form + "&%73cope=/fed.read", true, 400, "invalid_request", `"scope"`},
+			"duplicate in a revocation":       {revoke, formType, "token=a&token=b", true, 400, "invalid_request", `"token"`},
+			"duplicate member":                {token, jsonType, `{` + members + `,"scope":"/fed.read"}`, true, 400, "invalid_request", `"scope"`},
+			"duplicate member, escaped":       {token, jsonType, `{` + members + `,"\u0073cope":"/fed.read"}`, true, 400, "invalid_request", `"scope"`},
+			"duplicate member, null":          {token, jsonType, `{` + members + `,"scope":null}`, true, 400, "invalid_request", `"scope"`},
+			"duplicate member, revocation":    {revoke, jsonType, `{"token":"a","token":"b"}`, true, 400, "invalid_request", `"token"`},
+			"once in each of two objects":     {token, jsonType, `{` + members + `,"x":{"scope":1,"x":2}}`, true, 200, "", ""},
+			"unknown parameter":               {token, formType, form + "&x=1", true, 200, "", ""},
+			"other client ID":                 {token, formType, form + "&client_id=other", true, 400, "invalid_request", "client_id"},
+			"other client ID, JSON":           {token, jsonType, `{` + members + `,"client_id":"other"}`, true, 400, "invalid_request", "client_id"},
+			"other client ID, revocation":     {revoke, formType, "token=a&client_id=other", true, 400, "invalid_request", "client_id"},
+			"same client ID":                  {token, formType, form + "&client_id=id", true, 200, "", ""},
+			"client ID without value":         {token, formType, form + "&client_id=", true, 200, "", ""},
+			"both, agreeing":                  {token, formType, form + "&client_id=id&client_secret=secret", true, 200, "", ""},
+			"both, agreeing, JSON":            {token, jsonType, `{` + members + `,"client_id":"id","client_secret":"secret"}`, true, 200, "", ""},
+			"both, agreeing, revocation":      {revoke, formType, "token=a&client_id=id&client_secret=secret", true, 204, "", ""},
+			"secret in both, no ID":           {revoke, formType, "token=a&client_secret=secret", true, 204, "", ""},
+			"both, other ID":                  {token, formType, form + "&client_id=other&client_secret=secret", true, 400, "invalid_request", "client_id"},
+			"both, other secret":              {token, formType, form + "&client_id=id&client_secret=other", true, 400, "invalid_request", "client_secret"},
+			"both, other secret, JSON":        {token, jsonType, `{` + members + `,"client_id":"id","client_secret":"other"}`, true, 400, "invalid_request", "client_secret"},
+			"both, other secret, revocation":  {revoke, formType, "token=a&client_id=id&client_secret=other", true, 400, "invalid_request", "client_secret"},
+			"body only":                       {token, formType, form + "&client_id=id&client_secret=secret", false, 200, "", ""},
+			"other grant type":                {token, formType, "grant_type=password", true, 400, "unsupported_grant_type", "client_credentials"},
+			"other grant type, JSON":          {token, jsonType, `{"grant_type":"authorization_code"}`, true, 400, "unsupported_grant_type", "client_credentials"},
+			"grant type in capitals":          {token, formType, "grant_type=CLIENT_CREDENTIALS&scope=/ping.read", true, 400, "unsupported_grant_type", "client_credentials"},
+			"grant type with a space":         {token, formType, "grant_type=client_credentials+&scope=/ping.read", true, 400, "unsupported_grant_type", "client_credentials"},
+			"JSON with something after":       {token, jsonType, `{` + members + `} {}`, true, 400, "invalid_request", "JSON object"},
+			"JSON null":                       {token, jsonType, `null`, true, 400, "invalid_request", "JSON object"},
+			"empty body":                      {revoke, jsonType, ``, true, 400, "invalid_request", "JSON object"},
+			"parameters in the URL only":      {token + "?" + form, formType, "", true, 400, "invalid_request", "grant_type"},
+			"duplicate of one in the URL":     {token + "?scope=/fed.read", formType, form, true, 200, "", ""},
+			"JSON with a form's content type": {token, formType, `{` + members + `}`, true, 400, "invalid_request", "grant_type"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				before := len(s.AccessTokens())
@@ -114,7 +114,7 @@ func TestVersionHeader(t *testing.T) {
 		}
 		req := request(t, s, http.MethodGet, "/ping", "", "")
 		req.Header["X-Moov-Version"] = []string{"v2024.01.00", "v2024.01.00"}
-		assert.Equal(t, 404, do(t, s, req).StatusCode, "given twice")
+		assert.Equal(t, 404, do(t, s, req).StatusCode, "the header is given twice")
 	})
 }
 
@@ -130,7 +130,7 @@ func TestTwoAuthorizationHeaders(t *testing.T) {
 
 		req = request(t, s, http.MethodGet, "/ping", "", "")
 		req.Header["authorization"] = []string{access}
-		assert.Equal(t, 200, do(t, s, req).StatusCode, "a name is sent in any case")
+		assert.Equal(t, 200, do(t, s, req).StatusCode, "upper and lower case in a name do not matter")
 		req.Header["Authorization"] = []string{access}
 		assert.Equal(t, 400, do(t, s, req).StatusCode)
 

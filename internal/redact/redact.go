@@ -1,7 +1,6 @@
-// Package redact keeps known secrets out of text from outside, such as a
-// server's error message. It finds a secret as it stands, percent-encoded (RFC
-// 3986) and JSON-escaped (RFC 8259), and promises nothing about other
-// spellings.
+// Package redact masks known secrets in text from outside, such as a server's error
+// message. It finds a secret as it is, percent-encoded (RFC 3986) and JSON-escaped
+// (RFC 8259). It may not find a secret in any other encoding.
 package redact
 
 import (
@@ -16,11 +15,11 @@ import (
 // Mask replaces a secret.
 const Mask = "***"
 
-// Text replaces the secrets in s. A secret of less than 8 bytes may occur by
-// chance inside a longer word, so it is replaced only where it is a whole word.
+// Text replaces the secrets in s. A secret of less than 8 bytes can be part of a
+// longer word by chance, so Text replaces it only if it is a whole word.
 func Text(s string, secrets ...string) string {
 	secrets = slices.DeleteFunc(slices.Clone(secrets), func(secret string) bool { return len(secret) > len(s) || strings.Contains(Mask, secret) })
-	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // a secret may be a part of another
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // a secret may contain another
 	for _, secret := range secrets {
 		quoted, _ := json.Marshal(secret)
 		asJSON, asURL := string(quoted[1:len(quoted)-1]), strings.ReplaceAll(url.QueryEscape(secret), "+", "%20")
@@ -37,8 +36,7 @@ func Text(s string, secrets ...string) string {
 var percent = regexp.MustCompile(`%[0-9A-F]{2}`)
 var notHTML = strings.NewReplacer(`\\`, `\\`, `\u003c`, "<", `\u003e`, ">", `\u0026`, "&")
 
-// replace replaces secret in s. If wholeWords is true, it replaces only
-// occurrences without a letter or digit beside them.
+// replace replaces secret in s, or only where no letter or digit is next to it.
 func replace(s, secret string, wholeWords bool) string {
 	const alphanumeric = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	inWord := func(i int) bool { return 0 <= i && i < len(s) && strings.ContainsRune(alphanumeric, rune(s[i])) }
@@ -54,7 +52,7 @@ func replace(s, secret string, wholeWords bool) string {
 	return b.String() + s[written:]
 }
 
-// Unknown replaces all of s if it may hold a token that no one knows yet.
+// Unknown replaces all of s if it may contain a token that is not a known secret.
 func Unknown(s string) string {
 	if strings.Contains(s, "access_token") || strings.Contains(s, "refresh_token") {
 		return "[not shown: it may hold a token]"
@@ -62,9 +60,8 @@ func Unknown(s string) string {
 	return s
 }
 
-// Error returns err if its text shows no secret and cannot hold a token.
-// Otherwise it returns an error with the masked text, in which errors.Is still
-// finds what err wraps.
+// Error returns err if [Text] and [Unknown] do not change its text. Otherwise it returns
+// an error with the masked text. With this error, errors.Is still finds what err wraps.
 func Error(err error, secrets ...string) error {
 	text := Unknown(Text(err.Error(), secrets...))
 	if text == err.Error() {
@@ -73,7 +70,7 @@ func Error(err error, secrets ...string) error {
 	return &masked{text, func(target error) bool { return errors.Is(err, target) }}
 }
 
-// masked hides the error that it replaces from package fmt.
+// masked hides the original error from package fmt, which would print its fields.
 type masked struct {
 	text string
 	is   func(target error) bool

@@ -16,8 +16,9 @@ import (
 
 var unreserved = regexp.MustCompile(`[0-9A-Za-z\-._~]`) // RFC 3986 §2.3
 
-// three are the spellings that Text knows, as other programs write them.
-func three(secret string) []string {
+// spellings returns secret in the encodings that Text knows, as other programs write
+// them.
+func spellings(secret string) []string {
 	percent := func(hex string) string {
 		var b strings.Builder
 		for _, c := range []byte(secret) {
@@ -44,7 +45,7 @@ func three(secret string) []string {
 func TestSecretIsMaskedInEachSpelling(t *testing.T) {
 	t.Parallel()
 	for _, secret := range []string{`"s3cr3t+/=%<&> 'ü\u003c"`, "cGFzc3dvcmQ/Pj4+fn4=", "eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "a\xffb\xfe-secret", "a+/<b"} {
-		for _, spelled := range three(secret) {
+		for _, spelled := range spellings(secret) {
 			assert.Equal(t, "(***) (***)(***)", Text("("+spelled+") ("+spelled+")("+spelled+")", "", secret), spelled)
 		}
 	}
@@ -90,14 +91,14 @@ func TestMaskedErrorKeepsItsIdentity(t *testing.T) {
 	require.EqualError(t, err, "proxy said ***: context deadline exceeded")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, context.Canceled)
-	assert.NoError(t, errors.Unwrap(err), "what it wraps has the secret in its text")
+	assert.NoError(t, errors.Unwrap(err), "the wrapped error has the secret in its text")
 	assert.NotContains(t, fmt.Sprintf("%v %+v %#v %s %q", err, err, err, err, err), "s3cr3t")
 
-	assert.Same(t, inner, Error(inner, "another-secret"), "there is nothing to mask")
+	assert.Same(t, inner, Error(inner, "another-secret"), "the text contains no secret")
 }
 
-// Whatever a text says and whatever the secret is: a secret does not survive in
-// any of the three spellings. A short one may, inside a longer word.
+// FuzzText checks that no text keeps a secret in any of the spellings. A short secret
+// may stay inside a longer word.
 func FuzzText(f *testing.F) {
 	for _, secret := range []string{`s3cr3t+/="<&>ü`, "s3cr3t-key", "cGFzc3dvcmQ/Pj4+fn4=", "abc", "+", `\u003c`, "%41%25", "a\xffb"} {
 		f.Add("key=", secret, "other-secret", "&x")
@@ -105,9 +106,9 @@ func FuzzText(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, before, secret, other, after string) {
 		if strings.Contains(secret+other, "*") {
-			t.Skip("the mask itself may be a part of it")
+			t.Skip("the mask itself may be part of the secret")
 		}
-		for _, spelled := range three(secret) {
+		for _, spelled := range spellings(secret) {
 			if secret == "" {
 				require.Equal(t, before+after, Text(before+after, secret))
 				continue

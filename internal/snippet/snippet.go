@@ -1,5 +1,5 @@
-// Package snippet type-checks the Go code in the project's documents. Each
-// module's tests check the blocks that need that module and no other.
+// Package snippet type-checks the Go code in the project's documents. The tests of
+// each module check the blocks that need this module and no other nested module.
 package snippet
 
 import (
@@ -23,22 +23,22 @@ import (
 // Block is a ```go block of a document.
 type Block struct {
 	File  string
-	Line  int    // of its first line of code
+	Line  int    // line number of the first line of code
 	Text  string // the code
-	Above string // the last line of text above it, such as a comment
+	Above string // the last line of text above the block, such as a comment
 }
 
-// modules has what blocks may use without declaring it, by the directory of the
-// module that requires it: import specs, and var specs for what a reader of the
-// block has already. The root's are for every module. The names tell that a block
-// needs a nested module.
+// modules lists what blocks may use without declaring it. The key is the directory of
+// the module. The imports are import specs, and the vars are var specs for values that
+// the reader of a block already has. All modules can use those of the root. A block
+// needs a nested module if it uses one of the module's names.
 var modules = map[string]struct{ names, imports, vars string }{
 	"": {"", `"context"; "errors"; "fmt"; "log"; "log/slog"; "net/http"; "os"; "sync/atomic"; "testing"; "testing/synctest"; "time"; "golang.org/x/oauth2"
 		"github.com/moovauth/moovauth"; "github.com/moovauth/moovauth/dircache"; "github.com/moovauth/moovauth/moovtest"`,
 		`accountID, connectedID, platformID, token string; connectedIDs []string; ctx context.Context
 		base http.RoundTripper; cards func(http.ResponseWriter, *http.Request); mux *http.ServeMux; saved *oauth2.Token
 		cache moovauth.Cache; creds moovauth.Credentials; opts []moovauth.Option; source *moovauth.TokenSource; server *moovtest.Server
-		// of examples/checkout
+		// in examples/checkout
 		a struct { userOf func(*http.Request) (user string, err error); scopes func(user string) []string }
 		// Moov's own SDK, which is not on the module proxy
 		moov struct { CredentialsDefault func() struct { PublicKey, SecretKey, Host string }
@@ -76,9 +76,9 @@ func blocksOf(file, text string) (blocks []Block) {
 	return blocks
 }
 
-// Check type-checks the blocks of all documents that need module, the directory
-// of a module below root, or "" for the root itself. It leaves out those that are
-// excerpts of a file. It returns how many there were, and what is wrong with them.
+// Check type-checks the blocks of all documents that need module. The module is a
+// directory below root, or "" for root itself. Check skips blocks that are excerpts of a
+// file. It returns how many blocks it checked, and the errors that it found.
 func Check(root, module string) (checked int, err error) {
 	blocks, err := Blocks(root)
 	if err != nil {
@@ -100,11 +100,11 @@ func check(blocks []Block, root, module string) (checked int, err error) {
 	var errs []error
 	for _, b := range blocks {
 		if strings.HasPrefix(b.Above, "<!-- in ") {
-			continue // it is compiled there
+			continue // the block is compiled in that file
 		}
 		switch needed := b.modules(); {
 		case len(needed) > 1:
-			errs = append(errs, fmt.Errorf("%s:%d: it needs modules %s: split it", b.File, b.Line, strings.Join(needed, " and ")))
+			errs = append(errs, fmt.Errorf("%s:%d: the block needs the modules %s: split it", b.File, b.Line, strings.Join(needed, " and ")))
 		case strings.Join(needed, "") == module:
 			checked++
 			errs = append(errs, b.check(packages, names.imports, names.vars))
@@ -113,8 +113,8 @@ func check(blocks []Block, root, module string) (checked int, err error) {
 	return checked, errors.Join(errs...)
 }
 
-// load finds the compiler's export data of the imported packages, and of those
-// they need.
+// load returns an importer that reads the compiler's export data of the imported
+// packages and of their dependencies.
 func load(dir, imports string) (types.Importer, error) {
 	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}
 	for _, path := range regexp.MustCompile(`"(.+?)"`).FindAllStringSubmatch(imports, -1) {
@@ -147,9 +147,10 @@ func (b Block) modules() (needed []string) {
 
 func (b Block) isFile() bool { return strings.HasPrefix(b.Text, "package ") }
 
-// check type-checks b as it is if it is a whole file, else as the body of a
-// function, which may return one value or two, and as declarations. It returns the
-// error of the first that is well formed.
+// check type-checks b. If b is not a whole file, check tries it as the body of a
+// function that returns one value, as the body of a function that returns two, and as
+// declarations. It returns nil if one of them is correct. Otherwise it returns the error
+// of the first one without a syntax error.
 func (b Block) check(packages types.Importer, imports, vars string) (first error) {
 	if b.isFile() {
 		return b.checkAs(packages, fmt.Sprintf("/*line %s:%d:1*/%s", b.File, b.Line, b.Text))
@@ -167,8 +168,8 @@ func (b Block) check(packages types.Importer, imports, vars string) (first error
 	return first
 }
 
-// checkAs ignores what is wrong outside of b. A fragment need not use what it
-// declares, and may declare what is in modules.
+// checkAs type-checks text, which contains b, and ignores errors outside of b. If b is
+// not a whole file, it may leave its variables unused and redeclare those in modules.
 func (b Block) checkAs(packages types.Importer, text string) error {
 	set := token.NewFileSet()
 	syntax, err := parser.ParseFile(set, "", text, parser.SkipObjectResolution)

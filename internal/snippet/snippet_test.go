@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// checkText checks a document with one block.
+// checkText checks a document that has one block.
 func checkText(t *testing.T, block string) (int, error) {
 	t.Helper()
 	blocks := blocksOf("doc.md", "# Title\n\nText.\n\n```go\n"+block+"```\n")
@@ -40,14 +40,14 @@ func TestBlocksThatDoNotCompile(t *testing.T) {
 		"package main\n\nimport \"fmt\"\n\nfunc main() {}\n": "doc.md:8:8: \"fmt\" imported and not used",
 		"unknown.Do()\n":                                     "undefined: unknown",
 		"x := {\n":                                           "doc.md:6",
-		"platform.New(creds, grpc.WithBlock())\n":            "doc.md:6: it needs modules interop and platform: split it",
+		"platform.New(creds, grpc.WithBlock())\n":            "doc.md:6: the block needs the modules interop and platform: split it",
 	} {
 		_, err := checkText(t, block)
 		assert.ErrorContains(t, err, want, block)
 	}
 }
 
-func TestBlockOfAnotherModuleIsLeftToIt(t *testing.T) {
+func TestBlockOfAnotherModuleIsSkipped(t *testing.T) {
 	n, err := checkText(t, "_ = rate.NewLimiter(\"\")\n")
 	assert.NoError(t, err)
 	assert.Zero(t, n)

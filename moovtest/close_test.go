@@ -23,7 +23,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// soon is for what happens at once, on a busy machine.
+// soon is the time allowed on a busy machine for something that happens at once.
 const soon = 3 * time.Second
 
 func closesSoon(t *testing.T, s *moovtest.Server) {
@@ -39,8 +39,8 @@ func closesSoon(t *testing.T, s *moovtest.Server) {
 	}
 }
 
-// pipe returns a body that nothing closes but its writer: http.NewRequest would
-// know one of its own.
+// pipe returns a body that stays open until its writer is closed. http.NewRequest
+// does not know its length.
 func pipe() (io.ReadCloser, *io.PipeWriter) { return io.Pipe() }
 
 func TestCloseReturnsAtOnceWithAHalfSentBody(t *testing.T) {
@@ -69,15 +69,15 @@ func TestCloseReturnsAtOnceWithAHalfSentBody(t *testing.T) {
 				_, err = io.WriteString(writer, "grant_type=client_")
 				require.NoError(t, err)
 				closesSoon(t, s)
-				writer.Close() // net/http's client waits for its body
+				writer.Close() // net/http's client waits for the end of the body
 				assert.Error(t, <-failed)
 			})
 		})
 	}
 }
 
-// What net/http does itself after a handler has returned counts too.
-func TestCloseReturnsAtOnceWhileTheRestOfALargeBodyIsAwaited(t *testing.T) {
+// After a handler has returned, net/http itself reads the rest of the body.
+func TestCloseReturnsAtOnceWhileNetHTTPReadsTheRestOfABody(t *testing.T) {
 	s := moovtest.NewServer()
 	returned := make(chan bool, 1)
 	s.Handle("/unread", "", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { returned <- true }))
@@ -101,10 +101,10 @@ func TestCloseReturnsAtOnceWithHalfSentHeaders(t *testing.T) {
 		require.NoError(t, err)
 	}
 	closesSoon(t, s)
-	closesSoon(t, s) // once more does no harm
+	closesSoon(t, s) // a second Close has no effect
 }
 
-func TestCloseHangsUpOnAHalfSentBodyIfTheServerIsMounted(t *testing.T) {
+func TestCloseOfAMountedServerHangsUpOnAHalfSentBody(t *testing.T) {
 	for name, unwrap := range map[string]func(*httptest.Server){
 		"HTTP/1": (*httptest.Server).Start,
 		"HTTP/2": func(s *httptest.Server) { s.EnableHTTP2 = true; s.StartTLS() },
@@ -123,7 +123,7 @@ func TestCloseHangsUpOnAHalfSentBodyIfTheServerIsMounted(t *testing.T) {
 			_, err := io.WriteString(writer, "grant_type=client_")
 			require.NoError(t, err)
 			closesSoon(t, s)
-			writer.Close() // net/http's client waits for its body
+			writer.Close() // net/http's client waits for the end of the body
 			assert.Error(t, <-failed)
 		})
 	}
@@ -153,7 +153,7 @@ func TestCloseInterruptsHandlersThatReadOrWrite(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			onEachKind(t, func(t *testing.T, start start) {
 				if name == "writes" && strings.Contains(t.Name(), "memory") {
-					t.Skip("in memory the reply is whole before anyone reads it")
+					t.Skip("in memory, the reply is complete before the client reads it")
 				}
 				s := start()
 				entered := make(chan bool, 1)
@@ -165,7 +165,7 @@ func TestCloseInterruptsHandlersThatReadOrWrite(t *testing.T) {
 				go func() {
 					if resp, err := s.Client().Do(req); err == nil {
 						defer resp.Body.Close()
-						<-t.Context().Done() // a client that does not read
+						<-t.Context().Done() // the client does not read the reply
 					}
 				}()
 				<-entered
@@ -216,11 +216,11 @@ func TestNothingChangesOnceTheServerIsClosed(t *testing.T) {
 	})
 }
 
-// goroutines waits until there are no more than before.
+// goroutines waits until there are at most as many goroutines as before.
 func goroutines(t *testing.T, s *moovtest.Server, before int) {
 	t.Helper()
 	for deadline := time.Now().Add(4 * soon); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
-		s.Client().CloseIdleConnections() // one may have been made too late for its request
+		s.Client().CloseIdleConnections() // a connection may have been opened after its request ended
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
 			require.Fail(t, "goroutines are left behind", "%s", stacks[:runtime.Stack(stacks, true)])
@@ -228,7 +228,7 @@ func goroutines(t *testing.T, s *moovtest.Server, before int) {
 	}
 }
 
-func TestClientThatGivesUpLeavesNothingBehind(t *testing.T) {
+func TestClientThatGivesUpLeavesNoGoroutine(t *testing.T) {
 	large := strings.Repeat("x", 3<<20)
 	for name, send := range map[string]func(*http.Request){
 		"while it waits": func(*http.Request) {},
@@ -239,7 +239,7 @@ func TestClientThatGivesUpLeavesNothingBehind(t *testing.T) {
 			body, writer := pipe()
 			r.Body, r.ContentLength = body, 100
 			go io.WriteString(writer, "grant_type=client_")
-			context.AfterFunc(r.Context(), func() { writer.CloseWithError(context.Canceled) }) // net/http's client waits for its body
+			context.AfterFunc(r.Context(), func() { writer.CloseWithError(context.Canceled) }) // net/http's client waits for the end of the body
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -267,8 +267,8 @@ func TestClientThatGivesUpLeavesNothingBehind(t *testing.T) {
 	}
 }
 
-// A server that is called directly must not panic into its caller.
-func TestClientThatGivesUpLeavesNoPanic(t *testing.T) {
+// If a test calls ServeHTTP directly, the server must not panic.
+func TestClientThatGivesUpCausesNoPanic(t *testing.T) {
 	s := inMemory(t, moovtest.WithLatency(time.Hour))
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -281,7 +281,7 @@ func TestClientThatGivesUpLeavesNoPanic(t *testing.T) {
 	assert.Empty(t, s.AccessTokens())
 }
 
-func TestBodyThatBreaksTakesNoAnswerAndChangesNothing(t *testing.T) {
+func TestBrokenBodyTakesNoAnswerAndChangesNothing(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
 		s.Enqueue(moovtest.Answer{Status: 503})
@@ -292,7 +292,7 @@ func TestBodyThatBreaksTakesNoAnswerAndChangesNothing(t *testing.T) {
 			_, err := s.Client().Do(req)
 			assert.ErrorContains(t, err, "broken")
 		}
-		assert.Eventually(t, func() bool { return len(s.Requests()) == 2 }, 4*soon, time.Millisecond, "they are recorded")
+		assert.Eventually(t, func() bool { return len(s.Requests()) == 2 }, 4*soon, time.Millisecond, "the requests are recorded")
 		assert.Equal(t, whole, s.Requests()[0].Body)
 		assert.Empty(t, s.AccessTokens())
 		assert.Equal(t, 503, grant(t, s).StatusCode)
@@ -311,11 +311,11 @@ func TestClientThatGivesUpInABubble(t *testing.T) {
 			_, err = client.Post(s.URL+"/oauth2/token", formType, stalled)
 			assert.Error(t, err)
 		}
-		// The bubble ends without Close, and panics if a goroutine is left.
+		// The test ends without Close. The bubble panics if a goroutine still runs.
 	})
 }
 
-// A client may use its body for something else once RoundTrip has closed it.
+// After RoundTrip has closed the body, a client may use it for something else.
 func TestInMemoryBodyIsNotReadAfterItIsClosed(t *testing.T) {
 	s := inMemory(t)
 	reading := make(chan bool)
@@ -323,7 +323,7 @@ func TestInMemoryBodyIsNotReadAfterItIsClosed(t *testing.T) {
 	s.Handle("/late", "", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(reading)
 		<-r.Context().Done()
-		time.Sleep(10 * time.Millisecond) // RoundTrip returns
+		time.Sleep(10 * time.Millisecond) // until RoundTrip has returned
 		_, err := io.ReadAll(r.Body)
 		read <- err
 	}))
@@ -337,7 +337,7 @@ func TestInMemoryBodyIsNotReadAfterItIsClosed(t *testing.T) {
 	assert.ErrorIs(t, <-read, http.ErrBodyReadAfterClose)
 }
 
-func TestABubblesClockBeginsIn2030(t *testing.T) {
+func TestClockInABubbleStartsIn2030(t *testing.T) {
 	for _, after := range []time.Duration{0, 40 * 24 * time.Hour, 5000*24*time.Hour + time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			time.Sleep(after)
@@ -349,7 +349,7 @@ func TestABubblesClockBeginsIn2030(t *testing.T) {
 	}
 }
 
-func TestABubblesClockRunsEvenly(t *testing.T) {
+func TestClockInABubbleRunsEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
 		ping(t, s, "")
@@ -364,8 +364,8 @@ func TestABubblesClockRunsEvenly(t *testing.T) {
 	})
 }
 
-// The bubble panics if anything of the source is left when the test ends.
-func TestBubbleEndsWhileATokenSourceIsAtWork(t *testing.T) {
+// The bubble panics if a goroutine of the source still runs when the test ends.
+func TestBubbleEndsWhileATokenSourceIsRefreshing(t *testing.T) {
 	for name, c := range map[string]struct {
 		prepare  func(*moovtest.Server)
 		requests int
@@ -383,14 +383,14 @@ func TestBubbleEndsWhileATokenSourceIsAtWork(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				server := inMemory(t) // and its Cleanup
+				server := inMemory(t) // closes the server at the end of the test
 				source, err := moovauth.NewTokenSource(
 					moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
 					moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client()), moovauth.WithScopes("/ping.read"))
 				require.NoError(t, err)
 				first, err := source.Token()
 				require.NoError(t, err)
-				time.Sleep(14 * time.Minute) // it is stale
+				time.Sleep(14 * time.Minute) // until the source refreshes the token early
 				c.prepare(server)
 				again, err := source.Token()
 				require.NoError(t, err)
@@ -402,7 +402,7 @@ func TestBubbleEndsWhileATokenSourceIsAtWork(t *testing.T) {
 	}
 }
 
-func TestCloseInABubbleLetsAMinutePass(t *testing.T) {
+func TestCloseInABubbleSleepsForAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		s := moovtest.NewInMemory(moovtest.WithLatency(time.Hour))
@@ -415,11 +415,11 @@ func TestCloseInABubbleLetsAMinutePass(t *testing.T) {
 		}()
 		synctest.Wait()
 		s.Close()
-		assert.Zero(t, <-failed, "others are hung up on at once")
+		assert.Zero(t, <-failed, "Close hangs up on running requests at once")
 		assert.Equal(t, time.Minute, time.Since(began))
 	})
 }
 
-func TestCloseOutsideABubbleWaitsForNothing(t *testing.T) {
+func TestCloseOutsideABubbleDoesNotSleep(t *testing.T) {
 	closesSoon(t, moovtest.NewInMemory())
 }
