@@ -56,7 +56,7 @@ type token struct {
 
 func (t token) alive(now time.Time) bool { return t.expiry.IsZero() || now.Before(t.expiry) }
 
-// methods has the only method of each of the server's own endpoints.
+// methods maps each of the server's own endpoints to its only method.
 var methods = map[string]string{tokenPath: http.MethodPost, revokePath: http.MethodPost, pingPath: http.MethodGet}
 
 // tokenEndpoint reports whether r is for the token endpoint or the revoke endpoint,
@@ -129,7 +129,7 @@ func (s *Server) enter(hangUp func()) (leave func(), ok bool) {
 type arrival struct {
 	request   *http.Request // with a body that can be read again
 	id        string        // the request ID that the server gave it
-	form      url.Values    // as in Request
+	form      url.Values    // see Request.Form
 	malformed error         // what is wrong with the body; nil: nothing
 	refusal   func(http.ResponseWriter)
 	answer    *Answer       // the prepared answer; nil: the server's own

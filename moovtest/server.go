@@ -56,8 +56,8 @@ import (
 //   - there are two Authorization headers.
 //
 // The body and the Authorization header may both contain the credentials, as in
-// Moov's own examples. If there is an X-Moov-Version header, it must be "dev",
-// "latest" or of the form "v2024.01.00". Otherwise every endpoint answers 404.
+// Moov's own examples. The X-Moov-Version header is optional. If its value is not
+// "dev", "latest" or of the form "v2024.01.00", every endpoint answers 404.
 type Server struct {
 	// URL is the base URL, without a trailing slash. It is "http://127.0.0.1:"
 	// and a port from NewServer, and "https://moov.test" from NewInMemory.
@@ -387,7 +387,7 @@ type Answer struct {
 
 // Enqueue adds answers to a queue. Each token or revoke request, in order of arrival,
 // takes the first answer from the queue. When the queue is empty, the server replies
-// as usual.
+// as usual, or with the answer of [Server.SetAnswer].
 //
 // A request that takes an answer is recorded, but no token is issued, used or
 // revoked, unless [Answer.Lost] is set. A request takes no answer if it is above the
