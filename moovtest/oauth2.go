@@ -206,7 +206,7 @@ func (s *Server) serve(w http.ResponseWriter, in *arrival) {
 	case r.URL.Path == pingPath:
 		s.ping(w, r)
 	case r.URL.Path == tokenPath && !s.allows(r.Header):
-		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must be one of the allowed domains")
+		refuse(w, http.StatusBadRequest, "invalid_request", "the Origin or Referer header must name an allowed domain")
 	case in.malformed != nil:
 		refuse(w, http.StatusBadRequest, "invalid_request", in.malformed.Error())
 	case ambiguous(r, in.form) != nil:
