@@ -1,35 +1,35 @@
-// moov-token.js keeps a page's access token fresh. It asks Tokens.Handler of
-// moovauth/platform for one, and for the next one before the end. docs/browser.md
-// has examples. Times are in ms, as of Date.now(), unless they are said to be in s.
+// moov-token.js keeps a page's access token fresh. It requests a token from
+// Tokens.Handler of moovauth/platform, and the next token before that one expires.
+// docs/browser.md has examples. Times are in ms, as in Date.now(), unless a comment says s.
 
-const EARLIEST = 5_000;      // from one request to the next
-const REQUEST_MOST = 60_000; // for one request
-const LOOK = 15_000;         // timers stand still while the machine sleeps, so the clock is read this often
+const EARLIEST = 5_000;      // the shortest time from a request to the renewal
+const REQUEST_MOST = 60_000; // the longest time for one request
+const LOOK = 15_000;         // timers stop while the machine sleeps, so look reads the clock this often
 const failure = (what, status) => Object.assign(new Error(`moovToken: ${what}`), { status });
 
-// seconds reads Retry-After (RFC 9110 §10.2.3); 0 if it is not there, or of no use.
+// seconds returns Retry-After (RFC 9110 §10.2.3) in s, an hour at most. It returns 0 without a usable value.
 function seconds(retryAfter) {
 	const s = /^\d+$/.test(retryAfter) ? Number(retryAfter) : (Date.parse(retryAfter) - Date.now()) / 1000;
 	return s > 0 ? Math.min(s, 3600) : 0;
 }
 
-// moovToken begins at once. Of the options only url is required:
+// moovToken starts at once, or when a prerendered page is shown. Only url is required:
 // { url, headers, onToken(token), onEnd(status), onTrouble({ status, retryIn }) }
 export function moovToken(options) {
 	let accessToken = null, expiry = 0;
 	let sent = 0;      // when the last request was sent
-	let due = 0;       // when the next one is due; if one is under way, when it must end
-	let flight = null; // the request under way: { promise, abort }
-	let failures = 0;  // since the last token
-	let lost = false;  // the last request had no answer
+	let due = 0;       // when the next request is due or, during a request, when that request times out
+	let flight = null; // the current request: { promise, abort }
+	let failures = 0;  // the number of failures since the last token
+	let lost = false;  // whether the last request got no answer
 	let ended = false, timer;
 
-	// tell calls a function of the page. If that throws, the renewals go on.
+	// tell calls a function of the page. If the function throws, renewals continue.
 	async function tell(name, value) {
 		try { await options[name]?.(value); } catch (error) { console.error(error); }
 	}
 
-	// look does what is due. A clock that was set back tells nothing about the token, so a new one is due.
+	// look starts a renewal, or aborts a request, when that is due. It also does so if the clock was set back.
 	function look() {
 		if (ended) return;
 		const late = Date.now() >= due || Date.now() < sent;
@@ -49,12 +49,12 @@ export function moovToken(options) {
 
 	async function ask(signal) {
 		const reply = await fetch(options.url, { method: "POST", headers: options.headers, credentials: "include", signal });
-		const token = reply.ok && await reply.json().catch(() => null); // null: HTML, such as a sign-in page
+		const token = reply.ok && await reply.json().catch(() => null); // null if the body is not JSON, such as a sign-in page
 		return { status: reply.status, retryAfter: reply.headers.get("Retry-After"), token };
 	}
 
 	async function request(signal) {
-		if (ended) throw failure("it has ended");
+		if (ended) throw failure("renewals have ended");
 		const aborted = new Promise((_, reject) => signal.addEventListener("abort", reject));
 		const { status, retryAfter, token } = await Promise.race([ask(signal), aborted]).catch(() => ({ status: 0 }));
 		flight = null;
@@ -68,8 +68,8 @@ export function moovToken(options) {
 		}
 		const over = [401, 403, 409].includes(status);
 		if (over) stop();
-		const backOff = Math.min(5 * 2 ** failures++, 50) * (1 + Math.random() / 5); // 5 to 6 s, …, 50 to 60 s
-		const slept = Date.now() - sent > 2 * REQUEST_MOST; // the machine did, with the request under way
+		const backOff = Math.min(5 * 2 ** failures++, 50) * (1 + Math.random() / 5); // in s: 5 to 6 at first, 50 to 60 at most
+		const slept = Date.now() - sent > 2 * REQUEST_MOST; // the machine slept during the request
 		const retryIn = slept ? 0.1 : seconds(retryAfter) || Math.floor(10 * backOff) / 10;
 		[due, lost] = [Date.now() + 1000 * retryIn, status === 0];
 		look();
@@ -82,7 +82,7 @@ export function moovToken(options) {
 		[sent, due, lost] = [Date.now(), Date.now() + REQUEST_MOST, false];
 		const controller = new AbortController();
 		flight = { promise: request(controller.signal), abort: () => controller.abort() };
-		flight.promise.catch(() => {}); // often nobody waits for it
+		flight.promise.catch(() => {}); // often no one waits for the promise
 		look();
 		return flight.promise;
 	}

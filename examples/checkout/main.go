@@ -1,9 +1,10 @@
-// Checkout is a web page that calls Moov's API from the browser, with tokens that
-// its server mints for the user who is signed in.
+// Checkout serves a web page that calls Moov's API from the browser. The page uses
+// access tokens that this server mints for the user who is signed in.
 //
 //	go run -C examples/checkout .
 //
-// has an embedded test server behind it. -h tells how to use Moov itself.
+// This command starts it with an embedded test server. -h shows how to use Moov
+// itself.
 package main
 
 import (
@@ -23,23 +24,24 @@ import (
 	"github.com/moovauth/moovauth/examples/checkout/internal/checkout"
 )
 
-const usage = `Checkout serves a web page that calls Moov's API from the browser, with tokens
-that this server mints for the user who is signed in.
+const usage = `Checkout serves a web page that calls Moov's API from the browser. The page uses
+access tokens that this server obtains for the user who is signed in.
 
-  -addr address      where to listen: a port of this computer alone
+  -addr address      the address to listen on, which only this computer can reach
                      (default localhost:8080, or CHECKOUT_ADDR; port 0 is any free port)
-  -lifetime duration how long the embedded test server's tokens live, 3s or more (default 20s)
+  -lifetime duration the lifetime of the embedded test server's tokens, 3s or more (default 20s)
 
-An embedded test server takes the place of Moov, unless these are set:
+Without an API key, the page calls an embedded test server. To use Moov itself, set
+these environment variables:
 
-  MOOV_PUBLIC_KEY, MOOV_SECRET_KEY   the API key; it needs the scope /ping.read
-  MOOV_HOST                          default api.moov.io
-  MOOV_ORIGIN                        a domain of the key's allowed-domain list;
-                                     default the page's own, such as http://localhost:8080
+  MOOV_PUBLIC_KEY, MOOV_SECRET_KEY   the API key; it must allow the scope /ping.read
+  MOOV_HOST                          the API's host (default api.moov.io)
+  MOOV_ORIGIN                        a domain of the key's allowed-domain list
+                                     (default the page's origin, such as http://localhost:8080)
 `
 
-// closing is how long the server takes, at most, to end what is under way and to
-// revoke the tokens of all sessions.
+// closing is the longest time that the server takes to finish requests and to revoke the
+// tokens of all sessions.
 const closing = 5 * time.Second
 
 func main() {
@@ -55,7 +57,7 @@ func main() {
 
 func run(ctx context.Context, out io.Writer, args []string, env func(string) string) error {
 	flags := flag.NewFlagSet("checkout", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // an error is main's to print, once
+	flags.SetOutput(io.Discard) // main prints the error
 	addr := flags.String("addr", "localhost:8080", "")
 	if a := env("CHECKOUT_ADDR"); a != "" {
 		*addr = a
@@ -69,10 +71,10 @@ func run(ctx context.Context, out io.Writer, args []string, env func(string) str
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("%q is too much: see -h", flags.Arg(0))
+		return fmt.Errorf("unexpected argument %q; -h shows the usage", flags.Arg(0))
 	}
 	if *lifetime < 3*time.Second {
-		return fmt.Errorf("-lifetime: want 3s or more, so that there is time for a renewal; got %v", *lifetime)
+		return fmt.Errorf("-lifetime: want 3s or more, so that the page has time to renew a token; got %v", *lifetime)
 	}
 
 	listener, err := listen(*addr)
@@ -97,9 +99,9 @@ func run(ctx context.Context, out io.Writer, args []string, env func(string) str
 			origin = o
 		}
 		config.Source = append(config.Source, moovauth.WithOrigin(origin))
-		fmt.Fprintf(out, "%-8s %s, as a page of %s\n", "API", config.API, origin)
+		fmt.Fprintf(out, "%-8s %s, with the origin %s\n", "API", config.API, origin)
 	case config.Credentials.ClientID != "" || config.Credentials.ClientSecret != "":
-		return errors.New("set both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY, or neither for the embedded server")
+		return errors.New("set both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY, or set neither to use the embedded test server")
 	default:
 		embedded := checkout.NewAPI(*lifetime, config.Origins...)
 		defer embedded.Close()
@@ -115,11 +117,11 @@ func run(ctx context.Context, out io.Writer, args []string, env func(string) str
 	return serve(ctx, out, listener, app, page)
 }
 
-// serve serves app until ctx ends. It then has the time of closing for all that
-// is left to do.
+// serve serves app until ctx ends. It then shuts down and revokes tokens, within the
+// time of closing.
 func serve(ctx context.Context, out io.Writer, listener net.Listener, app *checkout.App, page string) error {
-	serving, hurry := context.WithCancel(context.Background())
-	defer hurry()
+	serving, cancelRequests := context.WithCancel(context.Background())
+	defer cancelRequests()
 	server := &http.Server{
 		Handler:           app,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -128,7 +130,7 @@ func serve(ctx context.Context, out io.Writer, listener net.Listener, app *check
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
-	fmt.Fprintf(out, "%-8s %s\n%-8s Ctrl-C; the tokens are revoked\n", "open", page, "stop")
+	fmt.Fprintf(out, "%-8s %s\n%-8s press Ctrl-C; this revokes the tokens\n", "open", page, "stop")
 
 	select {
 	case err := <-failed:
@@ -137,25 +139,25 @@ func serve(ctx context.Context, out io.Writer, listener net.Listener, app *check
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
-	hurry() // pages that wait in the queue for a token
+	cancelRequests() // pages may be waiting in the queue for a token
 	stopping, cancelStopping := context.WithTimeout(ctx, closing/5)
 	defer cancelStopping()
 	if server.Shutdown(stopping) != nil {
 		server.Close()
 	}
 	n, err := app.Close(ctx)
-	fmt.Fprintf(out, "%-8s tokens of pages that were open: %d\n", "revoked", n)
+	fmt.Fprintf(out, "%-8s page tokens: %d\n", "revoked", n)
 	return err
 }
 
-// listen listens on this computer alone: the demo's users have no passwords.
+// listen accepts only loopback addresses, because the demo's users have no passwords.
 func listen(addr string) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fmt.Errorf("-addr: want a host and a port, such as localhost:8080: %w", err)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("-addr: the demo's users have no passwords: want an address that only this computer reaches, such as localhost:8080; got %q", addr)
+		return nil, fmt.Errorf("-addr: want an address that only this computer can reach, such as localhost:8080, because the demo's users have no passwords; got %q", addr)
 	}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -164,7 +166,7 @@ func listen(addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// origins are those under which a browser on this computer knows the page.
+// origins returns the origins that the page can have in a browser on this computer.
 func origins(port int) []string {
 	var origins []string
 	for _, host := range []string{"localhost", "127.0.0.1", "[::1]"} {

@@ -22,7 +22,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// output is what a run prints, while it runs.
+// output collects what a run prints. A test can read it during the run.
 type output struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -40,7 +40,8 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// start runs the example, and returns the page's address, and how to stop it.
+// start runs the example. It returns the page's address, the output, and a function that
+// stops the run.
 func start(t *testing.T, env map[string]string) (page string, out *output, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -62,7 +63,7 @@ func start(t *testing.T, env map[string]string) (page string, out *output, stop 
 	}
 }
 
-// token signs Ada in, and gets her page's token.
+// token signs Ada in and requests a token for her page.
 func token(t *testing.T, page string) {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
@@ -93,11 +94,11 @@ func TestRunWithTheEmbeddedServer(t *testing.T) {
 	token(t, page)
 	token(t, page)
 	require.NoError(t, stop())
-	assert.Contains(t, out.String(), "tokens of pages that were open: 2\n")
+	assert.Contains(t, out.String(), "page tokens: 2\n")
 	assert.NotContains(t, out.String(), "moovtest-secret-key")
 }
 
-// moov is a server that a run takes for Moov itself.
+// moov starts a server and returns the environment in which a run uses it as Moov.
 func moov(t *testing.T, opts ...moovtest.Option) (*moovtest.Server, map[string]string) {
 	api := moovtest.NewInMemory(opts...)
 	server := httptest.NewTLSServer(api)
@@ -116,7 +117,7 @@ func TestRunWithMoov(t *testing.T) {
 	api, env := moov(t, moovtest.WithOrigins("https://example.com"))
 	env["MOOV_ORIGIN"] = "https://example.com"
 	page, out, stop := start(t, env)
-	assert.Contains(t, out.String(), "https://"+env["MOOV_HOST"]+", as a page of https://example.com\n")
+	assert.Contains(t, out.String(), "https://"+env["MOOV_HOST"]+", with the origin https://example.com\n")
 	token(t, page)
 	assert.Equal(t, "/ping.read", api.TokenRequests()[0].Form.Get("scope"))
 	require.Len(t, api.AccessTokens(), 1)
@@ -124,7 +125,7 @@ func TestRunWithMoov(t *testing.T) {
 	assert.Empty(t, api.AccessTokens())
 }
 
-func TestRunSaysThePagesOriginUnlessTold(t *testing.T) {
+func TestRunSendsThePagesOriginByDefault(t *testing.T) {
 	api, env := moov(t)
 	page, _, stop := start(t, env)
 	token(t, page)
@@ -154,16 +155,16 @@ func TestRunSaysWhatIsWrong(t *testing.T) {
 		env  map[string]string
 		want string
 	}{
-		"half a key":        {env: map[string]string{"MOOV_PUBLIC_KEY": "a"}, want: "both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY"},
-		"wrong origin":      {env: map[string]string{"MOOV_PUBLIC_KEY": "a", "MOOV_SECRET_KEY": "b", "MOOV_ORIGIN": "example.com"}, want: "WithOrigin"},
-		"for all the world": {args: []string{"-addr", ":0"}, want: "localhost:8080"},
-		"another address":   {args: []string{"-addr", "192.0.2.1:0"}, want: "no passwords"},
-		"no port":           {args: []string{"-addr", "localhost"}, want: "-addr: want a host and a port"},
-		"a port in use":     {args: []string{"-addr", taken.Addr().String()}, want: "localhost:0 takes any free port"},
-		"from the variable": {env: map[string]string{"CHECKOUT_ADDR": "192.0.2.1:0"}, want: "no passwords"},
-		"too short a life":  {args: []string{"-lifetime", "1s"}, want: "-lifetime: want 3s or more"},
-		"too much":          {args: []string{"more"}, want: `"more" is too much`},
-		"unknown":           {args: []string{"-port", "1"}, want: "-port"},
+		"half a key":      {env: map[string]string{"MOOV_PUBLIC_KEY": "a"}, want: "both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY"},
+		"wrong origin":    {env: map[string]string{"MOOV_PUBLIC_KEY": "a", "MOOV_SECRET_KEY": "b", "MOOV_ORIGIN": "example.com"}, want: "WithOrigin"},
+		"all addresses":   {args: []string{"-addr", ":0"}, want: "localhost:8080"},
+		"another address": {args: []string{"-addr", "192.0.2.1:0"}, want: "no passwords"},
+		"no port":         {args: []string{"-addr", "localhost"}, want: "-addr: want a host and a port"},
+		"a port in use":   {args: []string{"-addr", taken.Addr().String()}, want: "localhost:0 takes any free port"},
+		"CHECKOUT_ADDR":   {env: map[string]string{"CHECKOUT_ADDR": "192.0.2.1:0"}, want: "no passwords"},
+		"short lifetime":  {args: []string{"-lifetime", "1s"}, want: "-lifetime: want 3s or more"},
+		"extra argument":  {args: []string{"more"}, want: `unexpected argument "more"`},
+		"unknown flag":    {args: []string{"-port", "1"}, want: "-port"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := c.args

@@ -1,10 +1,10 @@
-// Quickstart shows the life of a token: obtained, used, shared by a hundred
-// callers across its expiry, revoked.
+// Quickstart shows the life of an access token. It obtains a token and calls the API
+// with it. When the token has expired, a hundred callers share one token request. At
+// the end it revokes the token.
 //
 //	go run ./examples/quickstart
 //
-// talks to an embedded test server, or to Moov if it is given an API key; -h
-// says how.
+// This command uses an embedded test server. -h shows how to use Moov itself.
 package main
 
 import (
@@ -28,20 +28,22 @@ import (
 
 const usage = `usage: go run ./examples/quickstart
 
-Shows the life of an access token, a line for each step: it is obtained, used
-for GET /ping, shared by a hundred callers at the moment that it expires, and
-revoked. Without an API key the server is an embedded one, with tokens that
-live for two seconds; no account is needed, and nothing leaves this machine.
+Quickstart shows the life of an access token and prints a line for each step. It
+obtains a token and calls GET /ping with it. When the token has expired, a hundred
+callers share one token request. At the end it revokes the token.
 
-With an API key the server is Moov's, and the hundred callers are left out.
-These environment variables count:
+Without an API key it uses an embedded test server, whose tokens live for two
+seconds. You need no account, and nothing leaves this machine.
+
+With an API key it uses Moov itself, and leaves the hundred callers out. It reads
+these environment variables:
 
   MOOV_PUBLIC_KEY  the API key's public key (the OAuth2 client ID)
   MOOV_SECRET_KEY  the API key's secret key (the OAuth2 client secret)
   MOOV_ORIGIN      a domain of the API key's allowed-domain list, such as
-                   https://example.com; Moov refuses a token without it
-  MOOV_HOST        where the API is, with or without https://, if it is not at
-                   api.moov.io; counts only with an API key
+                   https://example.com; without it Moov refuses the token request
+  MOOV_HOST        the API's host, with or without https:// (default api.moov.io);
+                   it requires an API key
 `
 
 func main() {
@@ -50,7 +52,7 @@ func main() {
 	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
 }
 
-// command runs the example as the command line asks, and returns its exit code.
+// command runs the example with the arguments args and returns the exit code.
 func command(ctx context.Context, args []string, out, errs io.Writer, env func(string) string) int {
 	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -63,7 +65,7 @@ func command(ctx context.Context, args []string, out, errs io.Writer, env func(s
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if err != nil {
-		fmt.Fprintf(errs, "quickstart: %v; -h shows what there is\n", err)
+		fmt.Fprintf(errs, "quickstart: %v; -h shows the usage\n", err)
 		return 2
 	}
 	if err := run(ctx, out, env); err != nil {
@@ -90,9 +92,9 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 			}
 		}
 	case creds.ClientID != "" || creds.ClientSecret != "":
-		return errors.New("set both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY, or neither for the embedded test server")
+		return errors.New("set both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY, or set neither to use the embedded test server")
 	case host != "":
-		return errors.New("MOOV_HOST is set, but no API key for it: set MOOV_PUBLIC_KEY and MOOV_SECRET_KEY too, or unset MOOV_HOST for the embedded test server")
+		return errors.New("MOOV_HOST is set, but no API key: set MOOV_PUBLIC_KEY and MOOV_SECRET_KEY too, or unset MOOV_HOST to use the embedded test server")
 	default:
 		embedded = moovtest.NewServer(moovtest.WithLifetime(2 * time.Second))
 		defer embedded.Close()
@@ -106,7 +108,7 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 	}
 	source, err := moovauth.NewTokenSource(creds, opts...)
 	if err != nil {
-		return fmt.Errorf("%w (here MOOV_HOST sets WithBaseURL, and MOOV_ORIGIN sets WithOrigin)", err)
+		return fmt.Errorf("%w (MOOV_HOST sets WithBaseURL, and MOOV_ORIGIN sets WithOrigin)", err)
 	}
 	if embedded != nil {
 		say("server", "%s, an embedded test server whose tokens live for 2s", baseURL)
@@ -124,10 +126,10 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 	if err := ping(ctx, client, baseURL, http.StatusOK); err != nil {
 		return err
 	}
-	say("GET /ping", "200 OK: the API accepts the token, sent with %s: %s", moovauth.VersionHeader, moovauth.DefaultVersion)
+	say("GET /ping", "200 OK: the API accepted the token, which was sent with %s: %s", moovauth.VersionHeader, moovauth.DefaultVersion)
 
 	if embedded != nil {
-		say("wait", "until the token has expired")
+		say("wait", "waiting until the token expires")
 		select {
 		case <-time.After(time.Until(token.Expiry)):
 		case <-ctx.Done():
@@ -137,7 +139,7 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 		if err := pingAtOnce(ctx, client, baseURL, 100); err != nil {
 			return err
 		}
-		say("100 callers", "200 OK each: all found the token expired at the same moment, and together they made %d token request", len(embedded.TokenRequests())-before)
+		say("100 callers", "200 OK for each: they all needed a new token at the same moment, and together they made %d token request", len(embedded.TokenRequests())-before)
 	}
 
 	if token, err = source.TokenContext(ctx); err != nil {
@@ -151,11 +153,11 @@ func run(ctx context.Context, out io.Writer, env func(string) string) error {
 	if err := ping(ctx, revoked, baseURL, http.StatusUnauthorized); err != nil {
 		return err
 	}
-	say("GET /ping", "401 Unauthorized: the API refuses the revoked token, as it should")
+	say("GET /ping", "401 Unauthorized: the API refused the revoked token, as expected")
 	return nil
 }
 
-// pingAtOnce calls the API n times at the same time.
+// pingAtOnce makes n calls of ping at the same time.
 func pingAtOnce(ctx context.Context, client *http.Client, baseURL string, n int) error {
 	errs := make([]error, n)
 	var calls sync.WaitGroup
@@ -171,7 +173,7 @@ func pingAtOnce(ctx context.Context, client *http.Client, baseURL string, n int)
 	return nil
 }
 
-// ping calls the API, which should answer with status want.
+// ping calls GET /ping. It returns an error unless the status is want.
 func ping(ctx context.Context, client *http.Client, baseURL string, want int) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, baseURL+"/ping", nil)
 	if err != nil {

@@ -15,7 +15,7 @@ func TestRunAgainstTheEmbeddedServer(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, run(t.Context(), &out, func(string) string { return "" }))
 	for _, want := range []string{
-		"embedded test server", "Bearer, scope /ping.read, valid for 2s", "200 OK: the API accepts the token, sent with X-Moov-Version: v2024.01.00",
+		"embedded test server", "Bearer, scope /ping.read, valid for 2s", "200 OK: the API accepted the token, which was sent with X-Moov-Version: v2024.01.00",
 		"together they made 1 token request", "has revoked the access token and the refresh token", "401 Unauthorized",
 	} {
 		assert.Contains(t, out.String(), want)
@@ -24,7 +24,7 @@ func TestRunAgainstTheEmbeddedServer(t *testing.T) {
 	assert.Len(t, strings.Split(strings.TrimSpace(out.String()), "\n"), 7)
 }
 
-// key returns an environment with an API key and what else is given.
+// key returns an environment with an API key and more variables, as name and value.
 func key(more ...string) func(string) string {
 	vars := map[string]string{"MOOV_PUBLIC_KEY": "a", "MOOV_SECRET_KEY": "b"}
 	for i := 0; i < len(more); i += 2 {
@@ -39,8 +39,8 @@ func TestRunSaysWhatIsWrongInOneLine(t *testing.T) {
 		env  func(string) string
 		want []string
 	}{
-		"public key alone":        {key("MOOV_SECRET_KEY", ""), []string{"both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY"}},
-		"secret key alone":        {key("MOOV_PUBLIC_KEY", ""), []string{"both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY"}},
+		"public key only":         {key("MOOV_SECRET_KEY", ""), []string{"both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY"}},
+		"secret key only":         {key("MOOV_PUBLIC_KEY", ""), []string{"both MOOV_PUBLIC_KEY and MOOV_SECRET_KEY"}},
 		"host without a key":      {key("MOOV_PUBLIC_KEY", "", "MOOV_SECRET_KEY", "", "MOOV_HOST", "api.moov.io"), []string{"MOOV_HOST is set, but no API key"}},
 		"origin without a scheme": {key("MOOV_ORIGIN", "example.com"), []string{"WithOrigin: want", "MOOV_ORIGIN sets WithOrigin"}},
 		"host":                    {key("MOOV_HOST", closed), []string{"https://127.0.0.1:0/oauth2/token"}},
@@ -49,8 +49,8 @@ func TestRunSaysWhatIsWrongInOneLine(t *testing.T) {
 		"host with HTTPS":         {key("MOOV_HOST", "HTTPS://"+closed+"/"), []string{"https://127.0.0.1:0/oauth2/token"}},
 		"host with http":          {key("MOOV_HOST", "http://api.moov.io"), []string{"is not https", "MOOV_HOST sets WithBaseURL"}},
 		"host with ftp":           {key("MOOV_HOST", "ftp://api.moov.io"), []string{"is not https", "MOOV_HOST sets WithBaseURL"}},
-		"scheme alone":            {key("MOOV_HOST", "https://"), []string{"want an absolute URL", "MOOV_HOST sets WithBaseURL"}},
-		"host that is none":       {key("MOOV_HOST", "api moov io"), []string{"want an absolute URL", "MOOV_HOST sets WithBaseURL"}},
+		"scheme only":             {key("MOOV_HOST", "https://"), []string{"want an absolute URL", "MOOV_HOST sets WithBaseURL"}},
+		"invalid host":            {key("MOOV_HOST", "api moov io"), []string{"want an absolute URL", "MOOV_HOST sets WithBaseURL"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,7 +89,7 @@ func TestHelpNamesEveryVariable(t *testing.T) {
 		asked := make(map[string]bool)
 		for _, env := range []func(string) string{key(), func(string) string { return "" }} {
 			ctx, cancel := context.WithCancel(t.Context())
-			cancel() // no further than its settings
+			cancel() // run stops after it has read its settings
 			_ = run(ctx, new(strings.Builder), func(name string) string { asked[name] = true; return env(name) })
 		}
 		assert.Len(t, asked, 4)

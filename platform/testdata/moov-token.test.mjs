@@ -1,8 +1,9 @@
-// The tests of moov-token.js, in fake time:
+// These tests run moov-token.js in fake time:
 //
 //	node --test testdata/moov-token.test.mjs
 //
-// TestPageModuleInNode runs them, too. MODULE names another file to be tested.
+// TestPageModuleInNode runs them too. The environment variable MODULE names another
+// file to test.
 
 import { test } from "node:test";
 import assert from "node:assert/strict";
@@ -12,8 +13,8 @@ const { moovToken } = await import(process.env.MODULE ? pathToFileURL(process.en
 
 const SECOND = 1000, MINUTE = 60 * SECOND, HOUR = 60 * MINUTE, DAY = 24 * HOUR;
 
-// Time is the wall clock's, which Date.now() reads, and the timers', which stands
-// still while the machine sleeps.
+// Time has two clocks: Date.now() reads wall, and timers use now. While the machine
+// sleeps, only wall advances.
 class Time {
 	wall = Date.UTC(2026, 0, 1);
 	now = 0;
@@ -22,7 +23,7 @@ class Time {
 	fired = 0;
 
 	set(call, ms = 0) {
-		if (!(ms <= 2 ** 31 - 1)) ms = 1; // as browsers do
+		if (!(ms <= 2 ** 31 - 1)) ms = 1; // browsers do the same
 		this.timers.set(++this.last, { call, at: this.now + Math.max(1, Math.trunc(ms)) });
 		return this.last;
 	}
@@ -49,7 +50,7 @@ async function settled() {
 	for (let i = 0; i < 5; i++) await new Promise((done) => setImmediate(done));
 }
 
-// Target knows its listeners.
+// A Target records its listeners, so that a test can count them.
 class Target extends EventTarget {
 	listeners = new Map();
 	addEventListener(type, listener) { this.listeners.set(type, listener); super.addEventListener(type, listener); }
@@ -63,9 +64,13 @@ class Target extends EventTarget {
 const reply = (status, body, headers = {}) => new Response(typeof body === "string" ? body : JSON.stringify(body), { status, headers });
 const unavailable = (headers) => reply(503, { error: "service_unavailable" }, headers);
 
-// page is a page, and a server that answers its posts one after the other. An
-// answer is a Response, or: "lost", no answer; "hang", none either, but nobody
-// learns; a function of the number of the post. After the last one: a token.
+// page returns a page that uses the module. Its fake server answers the posts with
+// answers, in order, and then with tokens. An answer is one of these:
+//
+//	a Response
+//	"lost"      the fetch fails
+//	"hang"      the fetch hangs until it is aborted
+//	a function  it is called with the number of the post, and returns an answer
 function page(t, { answers = [], lifetime = 900, options = {}, prerendering = false } = {}) {
 	const time = new Time();
 	const p = { time, posts: [], tokens: [], ends: [], troubles: [] };
@@ -100,7 +105,7 @@ function page(t, { answers = [], lifetime = 900, options = {}, prerendering = fa
 	return p;
 }
 
-// nothing asserts that no timer, no listener and no fetch of a page remains.
+// nothing asserts that a page has no timer and no listener, and makes no more requests.
 async function nothing(p) {
 	const posts = p.posts.length;
 	assert.equal(p.time.timers.size, 0, "timers");
@@ -154,7 +159,7 @@ test("the lifetime begins when the request is sent", async (t) => {
 	assert.equal(p.session.token, null);
 });
 
-test("renewals are 5 s apart at least", async (t) => {
+test("renewals are at least 5 s apart", async (t) => {
 	const p = page(t, { lifetime: 1 });
 	await p.time.pass(999);
 	assert.equal(p.session.token, "token 1");
@@ -164,7 +169,7 @@ test("renewals are 5 s apart at least", async (t) => {
 	assert.deepEqual(p.at(), [0, 5, 10, 15]);
 });
 
-test("renew is not bound by the 5 s", async (t) => {
+test("renew does not wait for the 5 s", async (t) => {
 	const p = page(t);
 	await settled();
 	assert.equal(await p.session.renew(), "token 2");
@@ -178,7 +183,7 @@ test("renew is not bound by the 5 s", async (t) => {
 });
 
 for (const [name, lifetime] of [["three days", 3 * DAY], ["30 days", 30 * DAY], ["a year", 365 * DAY]]) {
-	test(`a lifetime of ${name}`, async (t) => { // 30 days are more than setTimeout takes
+	test(`a lifetime of ${name}`, async (t) => { // setTimeout takes less than 25 days
 		const p = page(t, { lifetime: lifetime / SECOND });
 		await p.time.pass(HOUR);
 		assert.equal(p.posts.length, 1);
@@ -190,7 +195,7 @@ for (const [name, lifetime] of [["three days", 3 * DAY], ["30 days", 30 * DAY], 
 	});
 }
 
-test("a lifetime that is not said", async (t) => {
+test("without a usable expires_in the lifetime is 5 min", async (t) => {
 	const p = page(t, { answers: [reply(200, { access_token: "a" }), reply(200, { access_token: "b", expires_in: "soon" }), reply(200, { access_token: "c", expires_in: null })] });
 	await p.time.pass(720 * SECOND);
 	assert.deepEqual(p.at(), [0, 240, 480, 720]);
@@ -219,7 +224,7 @@ test("the machine sleeps for 20 min, and no event says so", async (t) => {
 	assert.equal(p.session.token, "token 2");
 });
 
-test("the machine sleeps with a request under way", async (t) => {
+test("the machine sleeps during a request", async (t) => {
 	const p = page(t, { answers: ["hang"] });
 	await p.time.pass(SECOND);
 	p.time.wall += 20 * MINUTE;
@@ -230,7 +235,7 @@ test("the machine sleeps with a request under way", async (t) => {
 	assert.equal(p.session.token, "token 2");
 });
 
-test("an answer that arrives when it has expired", async (t) => {
+test("a token that has expired on arrival is renewed at once", async (t) => {
 	let arrive;
 	const p = page(t, { answers: [() => new Promise((done) => { arrive = () => done(reply(200, { access_token: "old", expires_in: 900 })); })] });
 	await settled();
@@ -240,7 +245,7 @@ test("an answer that arrives when it has expired", async (t) => {
 	assert.equal(p.session.token, "token 2");
 });
 
-test("nothing is due: an event does nothing", async (t) => {
+test("events do nothing if no renewal is due", async (t) => {
 	const p = page(t);
 	await settled();
 	for (let i = 0; i < 10; i++) {
@@ -263,7 +268,7 @@ test("the clock is set back", async (t) => {
 	assert.equal(p.posts.length, 2, "once");
 });
 
-test("however often renew is called, there is one chain", async (t) => {
+test("calls of renew share one chain of renewals", async (t) => {
 	const p = page(t, { answers: ["hang"] });
 	const promises = Array.from({ length: 10 }, () => p.session.renew());
 	await settled();
@@ -281,7 +286,7 @@ test("however often renew is called, there is one chain", async (t) => {
 	assert.equal(p.posts.length, posts + 6);
 });
 
-test("two pages' worth of sessions, one stopped: one chain", async (t) => { // a framework that mounts twice
+test("a second session that was stopped makes no requests", async (t) => { // a framework may mount a component twice
 	const p = page(t);
 	const second = moovToken({ url: "/moov-token" });
 	second.stop();
@@ -291,9 +296,9 @@ test("two pages' worth of sessions, one stopped: one chain", async (t) => { // a
 
 for (const [name, failed, status] of [
 	["offline", () => "lost", 0], ["502", () => reply(502, {}), 502], ["503", unavailable, 503], ["504", () => reply(504, {}), 504],
-	["404", () => reply(404, "not found"), 404], ["a fetch that hangs", () => "hang", 0], ["a fetch that heeds no signal", () => () => new Promise(() => {}), 0],
+	["404", () => reply(404, "not found"), 404], ["a fetch that hangs", () => "hang", 0], ["a fetch that ignores its signal", () => () => new Promise(() => {}), 0],
 ]) {
-	test(`${name}: tried again, at longer intervals`, async (t) => {
+	test(`${name}: retried at longer intervals`, async (t) => {
 		const p = page(t, { answers: Array.from({ length: 8 }, failed) });
 		await p.time.pass(20 * MINUTE);
 		assert.equal(p.tokens[0].access_token, "token 9");
@@ -301,18 +306,18 @@ for (const [name, failed, status] of [
 		const waits = p.at().slice(1, 9).map((at, i) => at - p.at()[i] - takes);
 		for (const [i, [from, to]] of [[5, 6], [10, 12], [20, 24], [40, 48], [50, 60], [50, 60], [50, 60], [50, 60]].entries()) near(waits[i], from, to + 0.1, `wait ${i + 1}`);
 		assert.deepEqual(p.troubles.map((trouble) => trouble.status), Array(8).fill(status));
-		for (const [i, { retryIn }] of p.troubles.entries()) near(waits[i], retryIn - 0.01, retryIn + 0.01, "as onTrouble was told:");
+		for (const [i, { retryIn }] of p.troubles.entries()) near(waits[i], retryIn - 0.01, retryIn + 0.01, "as retryIn said:");
 		assert.deepEqual(p.ends, []);
 	});
 }
 
-test("after a token the waits are short again", async (t) => {
+test("after a token the back-off starts over", async (t) => {
 	const p = page(t, { answers: [unavailable(), unavailable(), unavailable(), reply(200, { access_token: "a", expires_in: 900 }), unavailable()] });
 	await p.time.pass(HOUR);
 	near(p.troubles[3].retryIn, 5, 6);
 });
 
-test("pages do not all come again at the same moment", async (t) => {
+test("pages do not all retry at the same moment", async (t) => {
 	const waits = new Set();
 	for (let i = 0; i < 20; i++) {
 		const p = page(t, { answers: [unavailable()] });
@@ -322,7 +327,7 @@ test("pages do not all come again at the same moment", async (t) => {
 	assert(waits.size > 3, [...waits].join());
 });
 
-test("a renewal that fails leaves the token in use until it expires", async (t) => {
+test("after a failed renewal the current token stays until it expires", async (t) => {
 	const p = page(t, { answers: [reply(200, { access_token: "a", expires_in: 900 }), ...Array.from({ length: 20 }, () => reply(502, {}))] });
 	await p.time.pass(899 * SECOND);
 	assert(p.troubles.length > 3);
@@ -331,7 +336,7 @@ test("a renewal that fails leaves the token in use until it expires", async (t) 
 	assert.equal(p.session.token, null);
 });
 
-test("503 without Retry-After: 5 s, not 0", async (t) => {
+test("503 without Retry-After is retried after 5 s", async (t) => {
 	Math.random = () => 0;
 	const p = page(t, { answers: Array.from({ length: 100 }, () => unavailable()) });
 	Math.random = () => 0;
@@ -342,7 +347,7 @@ test("503 without Retry-After: 5 s, not 0", async (t) => {
 });
 
 for (const [value, from, to] of [
-	["7", 7, 7], ["1", 1, 1], ["120", 120, 120], ["604800", 3600, 3600], // an hour at most
+	["7", 7, 7], ["1", 1, 1], ["120", 120, 120], ["604800", 3600, 3600], // reduced to an hour
 	[new Date(Date.UTC(2026, 0, 1, 0, 0, 30)).toUTCString(), 30, 30],
 	["0", 5, 6], ["", 5, 6], ["soon", 5, 6], ["-3", 5, 6], [new Date(0).toUTCString(), 5, 6],
 ]) {
@@ -358,9 +363,9 @@ for (const [value, from, to] of [
 	});
 }
 
-test("online: at once after no answer", async (t) => {
+test("online: a retry after no answer starts at once", async (t) => {
 	const p = page(t, { answers: ["lost", "lost", "lost", "lost"] });
-	await p.time.pass(43 * SECOND); // 5 + 10 + 20, and jitter
+	await p.time.pass(43 * SECOND); // 5 + 10 + 20 s and jitter
 	assert.equal(p.posts.length, 4);
 	await p.window.fire("online");
 	assert.equal(p.posts.length, 5);
@@ -368,14 +373,14 @@ test("online: at once after no answer", async (t) => {
 	assert.equal(p.time.timers.size, 1);
 });
 
-test("online: not at once after an answer", async (t) => {
+test("online: a retry after an answer keeps its time", async (t) => {
 	const p = page(t, { answers: [unavailable({ "Retry-After": "60" })] });
 	await p.time.pass(SECOND);
 	await p.window.fire("online");
 	assert.equal(p.posts.length, 1);
 });
 
-test("online: a request under way goes on", async (t) => {
+test("online: a request under way continues", async (t) => {
 	const p = page(t, { answers: ["lost", "hang"] });
 	await p.time.pass(7 * SECOND);
 	await p.window.fire("online");
@@ -383,7 +388,7 @@ test("online: a request under way goes on", async (t) => {
 	assert(!p.posts[1].aborted());
 });
 
-test("shown: not before its time", async (t) => {
+test("shown: a retry keeps its time", async (t) => {
 	const p = page(t, { answers: ["lost"] });
 	await p.time.pass(SECOND);
 	await p.document.fire("visibilitychange");
@@ -419,7 +424,7 @@ test("stop ends everything", async (t) => {
 	assert.deepEqual([p.ends, p.troubles], [[], []]);
 });
 
-test("stop while a fetch is under way", async (t) => {
+test("stop during a fetch", async (t) => {
 	const p = page(t, { answers: ["hang"] });
 	const renewal = p.session.renew();
 	await settled();
@@ -427,10 +432,10 @@ test("stop while a fetch is under way", async (t) => {
 	assert(p.posts[0].aborted());
 	await assert.rejects(renewal, /stopped/);
 	await nothing(p);
-	assert.deepEqual([p.tokens, p.ends, p.troubles], [[], [], []], "nothing is told");
+	assert.deepEqual([p.tokens, p.ends, p.troubles], [[], [], []], "no function of the page is called");
 });
 
-test("stop while a fetch is under way that heeds no signal", async (t) => {
+test("stop during a fetch that ignores its signal", async (t) => {
 	let answer;
 	const p = page(t, { answers: [() => new Promise((done) => { answer = () => done(reply(200, { access_token: "late", expires_in: 900 })); })] });
 	const renewal = p.session.renew();
@@ -442,7 +447,7 @@ test("stop while a fetch is under way that heeds no signal", async (t) => {
 	assert.deepEqual(p.tokens, []);
 });
 
-test("stop while the next try is waited for", async (t) => {
+test("stop before a retry", async (t) => {
 	const p = page(t, { answers: ["lost"] });
 	await p.time.pass(SECOND);
 	p.session.stop();
@@ -450,7 +455,7 @@ test("stop while the next try is waited for", async (t) => {
 });
 
 for (const status of [401, 403, 409]) {
-	test(`${status} is the end`, async (t) => {
+	test(`${status} ends the renewals`, async (t) => {
 		const p = page(t, { answers: [reply(200, { access_token: "a", expires_in: 900 }), reply(status, { error: "no" })] });
 		await p.time.pass(720 * SECOND);
 		assert.deepEqual(p.ends, [status]);
@@ -465,10 +470,10 @@ for (const status of [401, 403, 409]) {
 const html = (status) => new Response("<!doctype html><title>Sign in</title>", { status, headers: { "Content-Type": "text/html" } });
 for (const [name, answer] of [
 	["a sign-in page", () => html(200)], ["an empty page", () => reply(200, "")], ["JSON without a token", () => reply(200, { error: "no" })],
-	["null", () => reply(200, "null")], ["a string", () => reply(200, '"token"')], ["a token that is no string", () => reply(200, { access_token: { a: 1 } })],
-	["an empty token", () => reply(200, { access_token: "" })], ["JSON that is cut", () => reply(200, '{"access_token":"a')],
+	["null", () => reply(200, "null")], ["a string", () => reply(200, '"token"')], ["a token that is not a string", () => reply(200, { access_token: { a: 1 } })],
+	["an empty token", () => reply(200, { access_token: "" })], ["JSON that is cut off", () => reply(200, '{"access_token":"a')],
 ]) {
-	test(`200 with ${name}: no token, and tried again`, async (t) => {
+	test(`200 with ${name} is no token, and is retried`, async (t) => {
 		const p = page(t, { answers: [answer()] });
 		await settled();
 		assert.equal(p.session.token, null);
@@ -480,7 +485,7 @@ for (const [name, answer] of [
 	});
 }
 
-test("a sign-in page leaves the token in use", async (t) => {
+test("after a sign-in page the current token stays", async (t) => {
 	const p = page(t, { answers: [reply(200, { access_token: "a", expires_in: 900 }), html(200)] });
 	await p.time.pass(721 * SECOND);
 	assert.equal(p.session.token, "a");
@@ -494,7 +499,7 @@ test("renew is rejected at the first failure", async (t) => {
 	assert.deepEqual([p.troubles.length, p.ends], [2, [409]]);
 });
 
-test("a failure that nobody waits for is no unhandled rejection", async (t) => {
+test("a failure that no one waits for is not an unhandled rejection", async (t) => {
 	const unhandled = [];
 	const note = (reason) => unhandled.push(reason);
 	process.on("unhandledRejection", note);
@@ -508,7 +513,7 @@ test("a failure that nobody waits for is no unhandled rejection", async (t) => {
 	assert.deepEqual(unhandled, []);
 });
 
-test("functions of the page that throw do not end renewals", async (t) => {
+test("renewals continue if functions of the page throw", async (t) => {
 	const errors = t.mock.method(console, "error", () => {});
 	let calls = 0;
 	const fails = () => { calls++; throw new Error("of the page"); };
@@ -516,7 +521,7 @@ test("functions of the page that throw do not end renewals", async (t) => {
 	await p.time.pass(HOUR);
 	assert.equal(p.session.token, `token ${p.posts.length}`);
 	assert(calls >= 7);
-	assert.equal(errors.mock.callCount(), calls, "and are told to the console");
+	assert.equal(errors.mock.callCount(), calls, "each error is logged to the console");
 	assert.equal(await p.session.renew(), p.session.token);
 });
 
@@ -532,7 +537,7 @@ test("functions of the page may stop and renew", async (t) => {
 	assert.equal(q.time.timers.size, 1);
 });
 
-test("a prerendered page asks for nothing until it is shown", async (t) => {
+test("a prerendered page requests nothing until it is shown", async (t) => {
 	const p = page(t, { prerendering: true });
 	await p.time.pass(HOUR);
 	await p.document.fire("visibilitychange");

@@ -17,7 +17,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// visit is what the README shows: sign-in, token, card, the other user's account.
+// visit signs Ada in, links a card and asks for Grace's cards, as the picture in the
+// README shows.
 func visit(b *tab) {
 	b.signIn("ada")
 	b.click("#link")
@@ -40,18 +41,18 @@ func TestVisit(t *testing.T) {
 
 	b.click("#link")
 	b.reads("#linked", "201 Created")
-	assert.Contains(t, b.text("#linked"), "ends in 1111")
+	assert.Contains(t, b.text("#linked"), "ending in 1111")
 	b.click("#other")
-	b.reads("#refused", "403 Forbidden, as it should be")
+	b.reads("#refused", "403 Forbidden, as expected")
 
 	token := b.token()
 	b.click("#out")
-	b.reads("#ended", "401 Unauthorized, as it should be")
+	b.reads("#ended", "401 Unauthorized, as expected")
 	assert.False(t, b.api.Alive(token))
 	assert.Empty(t, b.api.AccessTokens())
 	assert.Equal(t, "–", b.text("#seconds"))
 
-	// The calls came from the page, with its token, and not from the server.
+	// The page made the calls with its token, and the server made none.
 	var calls []string
 	for _, r := range b.api.Requests() {
 		if strings.HasPrefix(r.Path, "/accounts/") && r.Method != http.MethodOptions {
@@ -68,17 +69,17 @@ func TestNothingSecretReachesTheBrowser(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{lifetime: 4 * time.Second})
 	visit(b)
-	b.reads("#next", "1 so far") // a renewal
+	b.reads("#next", "so far: 1") // after one renewal
 	b.click("#users button[value=grace]")
 	b.reads("#signed", "You are Grace")
-	b.reads("#token", "Here it is.")
+	b.reads("#token", "Token received.")
 	b.click("#out")
 	b.reads("#ended", "401")
 	b.do(chromedp.Reload())
 	b.see("#users button")
 
 	all := b.all()
-	// What is known to be there is found, in each kind of place.
+	// search finds what is known to be there, in each kind of place.
 	assert.NotEmpty(t, search(all, b.token()), "the access token")
 	assert.NotEmpty(t, search(all, "default-src 'none'"), "a header")
 	assert.NotEmpty(t, search(all, "checkout_session="), "the cookie")
@@ -95,7 +96,7 @@ func TestNothingSecretReachesTheBrowser(t *testing.T) {
 	}
 
 	refresh := b.api.RefreshTokens()
-	require.GreaterOrEqual(t, len(refresh), 3, "of Ada's two tokens and Grace's")
+	require.GreaterOrEqual(t, len(refresh), 3, "for two tokens of Ada and one of Grace")
 	for _, secret := range append(refresh, b.api.ClientSecret) {
 		assert.Empty(t, search(all, secret))
 	}
@@ -119,14 +120,14 @@ func TestPageRenewsAcrossExpiry(t *testing.T) {
 	b := open(t, setting{lifetime: 6 * time.Second})
 	b.signIn("ada")
 	first := b.token()
-	b.reads("#next", "1 so far")
-	assert.True(t, b.api.Alive(first), "the next token comes before the end of the first")
+	b.reads("#next", "so far: 1")
+	assert.True(t, b.api.Alive(first), "the next token arrives before the first one expires")
 	assert.NotEqual(t, first, b.token())
-	b.reads("#next", "2 so far")
+	b.reads("#next", "so far: 2")
 	assert.False(t, b.api.Alive(first))
 	b.click("#link")
 	b.reads("#linked", "201 Created")
-	assert.Less(t, len(b.api.TokenRequests()), 5, "no more renewals than are needed")
+	assert.Less(t, len(b.api.TokenRequests()), 5, "the page makes no unnecessary renewals")
 }
 
 func TestSwitchingUsersRevokes(t *testing.T) {
@@ -136,11 +137,11 @@ func TestSwitchingUsersRevokes(t *testing.T) {
 	ada := b.token()
 	b.click("#users button[value=grace]")
 	b.reads("#signed", "You are Grace")
-	b.reads("#token", "Here it is.")
+	b.reads("#token", "Token received.")
 	b.reads("#scopes", "/accounts/grace-8e07/cards.write")
 	assert.False(t, b.api.Alive(ada))
 	b.click("#other")
-	b.reads("#refused", "Ada’s cards stay Ada’s")
+	b.reads("#refused", "Ada’s cards stay private")
 }
 
 func TestReloadKeepsTheSession(t *testing.T) {
@@ -149,16 +150,16 @@ func TestReloadKeepsTheSession(t *testing.T) {
 	b.signIn("grace")
 	b.do(chromedp.Reload())
 	b.reads("#signed", "You are Grace")
-	b.reads("#token", "Here it is.")
+	b.reads("#token", "Token received.")
 	b.click("#out")
 	b.reads("#ended", "401 Unauthorized")
-	assert.Empty(t, b.api.AccessTokens(), "the token of the page before was revoked, too")
+	assert.Empty(t, b.api.AccessTokens(), "the token from before the reload is revoked too")
 	b.do(chromedp.Reload())
 	b.see("#users button")
 	assert.Empty(t, b.text("#signed"))
 }
 
-func TestSessionThatEndedElsewhere(t *testing.T) {
+func TestPageShowsThatTheSessionHasEnded(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{lifetime: 4 * time.Second})
 	b.signIn("ada")
@@ -167,11 +168,11 @@ func TestSessionThatEndedElsewhere(t *testing.T) {
 	b.reads("#signed", "401. The session has ended")
 	assert.Equal(t, "–", b.text("#seconds"))
 	requests := len(b.api.TokenRequests())
-	time.Sleep(2 * time.Second) // a page that asked again would have
+	time.Sleep(2 * time.Second) // long enough for another request
 	assert.Len(t, b.api.TokenRequests(), requests)
 }
 
-// Ada has the page open, and Grace signs in in another tab.
+// Ada has the page open in one tab, and Grace signs in from another.
 func TestTwoUsersInTwoTabs(t *testing.T) {
 	t.Parallel()
 	ada := open(t, setting{lifetime: 10 * time.Second})
@@ -181,14 +182,14 @@ func TestTwoUsersInTwoTabs(t *testing.T) {
 	grace.click("#users button[value=grace]")
 	grace.reads("#signed", "You are Grace")
 	grace.reads("#scopes", "grace-8e07")
-	ada.reads("#signed", "409. Somebody else has signed in, in another tab. This page was Ada’s") // at the next renewal
+	ada.reads("#signed", "409. Another user has signed in from another tab. This page was signed in as Ada") // at the next renewal
 	assert.NotContains(t, ada.text("#scopes"), "grace")
 	assert.Equal(t, "–", ada.text("#seconds"))
 	assert.False(t, ada.api.Alive(ada.token()))
 	ada.mu.Lock()
 	for _, r := range ada.received {
 		if strings.HasSuffix(r.from, "/moov-token") {
-			assert.NotContains(t, r.what, "grace", "it got no token of hers")
+			assert.NotContains(t, r.what, "grace", "Ada's page got no token for Grace")
 		}
 	}
 	ada.mu.Unlock()
@@ -197,9 +198,9 @@ func TestTwoUsersInTwoTabs(t *testing.T) {
 	grace.reads("#linked", "201 Created")
 }
 
-// It learns so at once if it calls the API, since the token was revoked; and it
-// cannot sign her out.
-func TestTabOfAnotherUserDoesNothingForHer(t *testing.T) {
+// Grace signs in from another tab. Ada's token is revoked, so her page finds out with
+// its next API call. Her page cannot sign Grace out.
+func TestTabOfAnotherUserCannotAct(t *testing.T) {
 	t.Parallel()
 	for button, status := range map[string]string{"#link": "#linked", "#out": "#signed"} {
 		t.Run(button, func(t *testing.T) {
@@ -210,11 +211,11 @@ func TestTabOfAnotherUserDoesNothingForHer(t *testing.T) {
 			grace.click("#users button[value=grace]")
 			grace.reads("#scopes", "grace-8e07")
 			ada.click(button)
-			ada.reads("#signed", "409. Somebody else has signed in")
+			ada.reads("#signed", "409. Another user has signed in")
 			if button == "#link" {
 				ada.reads(status, "The card was not linked")
 			}
-			assert.NotEmpty(t, ada.api.AccessTokens(), "she is signed in")
+			assert.NotEmpty(t, ada.api.AccessTokens(), "Grace is still signed in")
 			grace.click("#link")
 			grace.reads("#linked", "201 Created")
 			grace.do(chromedp.Reload())
@@ -223,7 +224,7 @@ func TestTabOfAnotherUserDoesNothingForHer(t *testing.T) {
 	}
 }
 
-// Moov is away at sign-out.
+// Moov refuses the first revoke request, and the server retries.
 func TestSignOutWhoseRevocationFails(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{})
@@ -231,7 +232,7 @@ func TestSignOutWhoseRevocationFails(t *testing.T) {
 	token := b.token()
 	b.api.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"invalid_request"}`})
 	b.click("#out")
-	b.reads("#ended", "502. Signed out, but Moov has not revoked the token yet. Your server tries again")
+	b.reads("#ended", "502. You are signed out, but Moov has not revoked the token yet. Your server retries")
 	require.Eventually(t, func() bool { return !b.api.Alive(token) }, patience, 10*time.Millisecond)
 }
 
@@ -242,29 +243,29 @@ func TestAPIAtItsLimit(t *testing.T) {
 	b.click("#many")
 	b.reads("#limited", "429 Too Many Requests")
 	assert.Regexp(t, `\d+ of 25 calls wait 1 s`, b.text("#limited"))
-	b.reads("#limited", "25 of 25 calls answered.")
+	b.reads("#limited", "25 of 25 calls succeeded.")
 	done := eval[int](b, `document.querySelectorAll("#dots .done").length`)
 	assert.Equal(t, 25, done)
-	calls, refusedOnce := 0, 0
+	calls, refusals := 0, 0
 	for _, r := range b.api.Requests() {
 		if r.Method == http.MethodGet && strings.HasSuffix(r.Path, "/cards") {
 			calls++
 		}
 	}
-	_, err := fmt.Sscanf(b.text("#limited"), "25 of 25 calls answered. The API said 429 to %d", &refusedOnce)
+	_, err := fmt.Sscanf(b.text("#limited"), "25 of 25 calls succeeded. The API answered 429 to %d", &refusals)
 	require.NoError(t, err)
-	assert.Equal(t, 25+refusedOnce, calls, "each refused call was made again, once for each refusal")
+	assert.Equal(t, 25+refusals, calls, "the page retries a call once for each refusal")
 	assert.Less(t, calls, 60, "the page waited")
 }
 
-func TestServerWhoseQueueIsFull(t *testing.T) {
+func TestPageRetriesAfterATimeoutInTheQueue(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{lifetime: 4 * time.Second})
 	b.signIn("ada")
-	b.api.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"12"}}}) // more than the 10 s that a page waits in the queue
-	b.reads("#token", "503. Your server has many requests in the queue. The page asks again in ")
-	b.until(`document.querySelector("#unit").textContent === "expired" && document.querySelector("#next").textContent.includes("waits")`)
-	b.reads("#token", "Renewed.")
+	b.api.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"12"}}}) // a page waits in the queue for 10 s at most
+	b.reads("#token", "503. The request waited too long in your server’s queue. The page retries in ")
+	b.until(`document.querySelector("#unit").textContent === "expired" && document.querySelector("#next").textContent.includes("waiting")`)
+	b.reads("#token", "Token renewed.")
 	b.click("#link")
 	b.reads("#linked", "201 Created")
 }
@@ -277,16 +278,16 @@ func TestOperatorSeesTheQueue(t *testing.T) {
 	b.reads("#crowded", "Sign in first.")
 	b.signIn("ada")
 	b.click("#crowd")
-	b.reads("#crowded", "People first.")
+	b.reads("#crowded", "This page went first.")
 	requests := b.api.TokenRequests()
 	first, last := ofAda(requests)
-	before, after := 0, 0 // how many requests were in the queue
-	_, err := fmt.Sscanf(b.text("#crowded"), "People first. %d requests were in the queue when this page asked for its token. When the token came, %d of them", &before, &after)
+	before, after := 0, 0 // the numbers of requests in the queue
+	_, err := fmt.Sscanf(b.text("#crowded"), "This page went first. There were %d requests in the queue when this page requested its token. When the token arrived, %d requests", &before, &after)
 	require.NoError(t, err, b.text("#crowded"))
 	assert.Greater(t, before, 300)
-	assert.Greater(t, after, 200, "the page came after them, and was served before them")
+	assert.Greater(t, after, 200, "they were in the queue first, and were not served first")
 	assert.Less(t, first, last)
-	assert.Less(t, last, 250, "of the requests that Moov has answered, with 500 accounts")
+	assert.Less(t, last, 250, "Ada's place among the requests, although 500 accounts were waiting")
 
 	served := eval[int](b, `Number(document.querySelector("#served").textContent)`)
 	b.until(fmt.Sprintf(`Number(document.querySelector("#served").textContent) > %d + 10`, served))
@@ -294,12 +295,12 @@ func TestOperatorSeesTheQueue(t *testing.T) {
 	for _, id := range []string{"#rate", "#needed"} {
 		assert.Regexp(t, `^\d+\.\d/s$`, b.text(id))
 	}
-	assert.Regexp(t, `^\d+$`, b.text("#toomany")) // 9.7 a second, of the 10 that the API takes: one may come too early
+	assert.Regexp(t, `^\d+$`, b.text("#toomany")) // may be 1: the server sends 9.7 requests a second, and the API accepts 10
 	assert.Equal(t, "0", b.text("#timedout"))
 	assert.Less(t, eval[float64](b, `document.querySelector("#progress").value`), 400.0)
 }
 
-// ofAda is where Ada's first and last token requests are among all.
+// ofAda returns the indexes of Ada's first and last token requests.
 func ofAda(requests []moovtest.Request) (first, last int) {
 	first = -1
 	for i, r := range requests {
@@ -313,30 +314,30 @@ func ofAda(requests []moovtest.Request) (first, last int) {
 	return first, last
 }
 
-func TestServerThatIsAway(t *testing.T) {
+func TestPageRetriesARenewalThatMoovRefused(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{lifetime: 4 * time.Second})
 	b.signIn("ada")
 	b.api.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"invalid_scope"}`})
-	b.reads("#token", "502. Your server got no token from Moov; its log says why. The page asks again in 5 s.")
-	b.reads("#token", "Renewed.")
+	b.reads("#token", "502. Your server could not get a token from Moov. The server’s log says why. The page retries in 5 s.")
+	b.reads("#token", "Token renewed.")
 }
 
 func TestRealMoov(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{real: true})
-	assert.Contains(t, b.text("#where"), "Moov itself: "+b.api.URL)
+	assert.Contains(t, b.text("#where"), "Moov’s API: "+b.api.URL)
 	visible := eval[bool](b, `document.querySelector("#link").checkVisibility()`)
-	assert.False(t, visible, "there is nothing at Moov to link a card to")
+	assert.False(t, visible, "the demo's users have no accounts at Moov")
 	b.signIn("ada")
 	assert.Equal(t, "/ping.read", b.text("#scopes"))
 	b.click("#ping")
 	b.reads("#pinged", "200 OK")
 	b.click("#out")
-	b.reads("#ended", "401 Unauthorized, as it should be")
+	b.reads("#ended", "401 Unauthorized, as expected")
 }
 
-func TestKeyboardAlone(t *testing.T) {
+func TestKeyboardOnly(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{})
 	focused := func() string {
@@ -349,7 +350,7 @@ func TestKeyboardAlone(t *testing.T) {
 	outline := eval[string](b, `getComputedStyle(document.activeElement).outlineStyle + " " + getComputedStyle(document.activeElement).outlineWidth`)
 	assert.Equal(t, "solid 3px", outline)
 	press(kb.Enter)
-	b.reads("#token", "Here it is.")
+	b.reads("#token", "Token received.")
 	assert.Equal(t, "ada", focused(), "the focus stays")
 	for _, want := range []string{"grace", "link", "other", "many", "out"} {
 		press(kb.Tab)
@@ -360,7 +361,7 @@ func TestKeyboardAlone(t *testing.T) {
 	assert.Equal(t, "out", focused())
 }
 
-// What a screen reader finds.
+// A screen reader sees the page as this tree.
 func TestAccessibilityTree(t *testing.T) {
 	t.Parallel()
 	b := open(t, setting{})
@@ -378,8 +379,8 @@ func TestAccessibilityTree(t *testing.T) {
 		}
 		named[role] = append(named[role], name)
 	}
-	assert.ElementsMatch(t, []string{"Signed in as Ada account ada-5c21", "Switch to Grace account grace-8e07", "Link a test card", "Ask for Grace’s cards", "Make 25 calls at once", "Sign out", "Let 500 accounts get tokens at once"}, named["button"])
-	assert.ElementsMatch(t, []string{"Access tokens for the browser", "This page", "Your server", "Moov’s API", "Sign in", "Get a token", "Call the API", "Sign out", "What the platform’s operator sees", "What this page sent"}, named["heading"])
+	assert.ElementsMatch(t, []string{"Signed in as Ada account ada-5c21", "Switch to Grace account grace-8e07", "Link a test card", "Ask for Grace’s cards", "Make 25 calls at once", "Sign out", "Request tokens for 500 accounts"}, named["button"])
+	assert.ElementsMatch(t, []string{"Access tokens for the browser", "This page", "Your server", "Moov’s API", "Sign in", "Get a token", "Call the API", "Sign out", "What the platform’s operator sees", "Requests from this page"}, named["heading"])
 	assert.Contains(t, named["group"], "Sign in as")
 	require.Len(t, named["image"], 1)
 	assert.Regexp(t, `^The token has \d+ seconds left$`, named["image"][0])
@@ -387,7 +388,8 @@ func TestAccessibilityTree(t *testing.T) {
 	assert.Len(t, named["main"], 1)
 }
 
-// contrast lists the visible texts whose contrast is below WCAG's AA.
+// contrast lists what has less contrast than WCAG's level AA requires: 4.5 for text, and 3
+// for borders and graphics.
 const contrast = `(() => {
 	const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 	const rgba = (color) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
@@ -404,7 +406,7 @@ const contrast = `(() => {
 		const got = ratio(rgba(getComputedStyle(e).color), behind(e));
 		if (got < 4.5) poor.push(got.toFixed(2) + " " + walk.currentNode.data.trim());
 	}
-	for (const e of document.querySelectorAll("button, .left, .dots i, .mark, .status:not(:empty)")) { // what is no text: 3
+	for (const e of document.querySelectorAll("button, .left, .dots i, .mark, .status:not(:empty)")) {
 		const style = getComputedStyle(e);
 		const color = e instanceof SVGElement ? style.stroke : style.borderLeftColor;
 		if (!e.checkVisibility()) continue;
@@ -441,7 +443,7 @@ func TestContrast(t *testing.T) {
 			b.click("#out")
 			b.reads("#ended", "401")
 			check("after sign-out")
-			// A check that finds nothing wrong can be made to.
+			// The check finds a text that cannot be seen.
 			eval[chromedp.Void](b, `document.querySelector(".lead").style.color = getComputedStyle(document.body).backgroundColor`)
 			assert.Len(t, eval[contrasts](b, contrast).Poor, 1)
 		})
@@ -488,8 +490,8 @@ func TestRingRunsDown(t *testing.T) {
 	b.until(`parseFloat(document.querySelector("#left").style.strokeDasharray) < 95`)
 	before := share()
 	b.until(fmt.Sprintf(`parseFloat(document.querySelector("#left").style.strokeDasharray) < %f`, before-10))
-	b.reads("#next", "1 so far")
-	assert.Greater(t, share(), 80.0, "it is full again")
+	b.reads("#next", "so far: 1")
+	assert.Greater(t, share(), 80.0, "the ring is full again")
 }
 
 func TestPolicyStopsInjectedScripts(t *testing.T) {
@@ -509,7 +511,7 @@ func TestPolicyStopsInjectedScripts(t *testing.T) {
 	for _, w := range b.wrong {
 		assert.Regexp(t, "(?i)content security policy|TrustedScript", w)
 	}
-	b.wrong = nil // they were asked for
+	b.wrong = nil // the test caused them
 	b.outside = nil
 }
 

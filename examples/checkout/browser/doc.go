@@ -1,4 +1,5 @@
-// Package browser tries the page of examples/checkout in a real browser: headless
-// Chromium, which is found as chromium or google-chrome, or named by CHROMIUM.
-// Without one the tests are skipped. Screenshots are left in screenshots/.
+// Package browser tests the page of examples/checkout in headless Chromium. The
+// tests look for chromium and google-chrome in PATH, and CHROMIUM names another
+// binary. Without a browser the tests are skipped. They write screenshots to
+// screenshots/.
 package browser

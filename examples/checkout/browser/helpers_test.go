@@ -1,6 +1,6 @@
 package browser
 
-// This file is the browser, a page in it, and all that the page received.
+// This file starts the browser, opens the page in it, and records what the page receives.
 
 import (
 	"context"
@@ -35,10 +35,10 @@ import (
 // patience is how long a test waits for the page to show something.
 const patience = 30 * time.Second
 
-// browser is one Chromium for all tests; each has a profile of its own in it.
+// browser is one Chromium for all tests. Each test has its own profile in it.
 var browser context.Context
 
-// noBrowser is why there is none.
+// noBrowser says why there is no browser.
 var noBrowser string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -67,7 +67,7 @@ func run(m *testing.M) int {
 	defer cancel()
 	if err := chromedp.Do(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "%s does not start: %v\n", path, err)
-		return 1 // it is there: that would be a test that is not run
+		return 1 // skipping the tests would hide this
 	}
 	browser = ctx
 	return m.Run()
@@ -85,7 +85,7 @@ func find() (string, error) {
 	return "", fmt.Errorf("there is no chromium or google-chrome in PATH: install one (apt-get install chromium), or set CHROMIUM to its path")
 }
 
-// tab is a page in the browser, and what is behind it.
+// tab is a page in the browser, with its server and the API behind that.
 type tab struct {
 	t      *testing.T
 	ctx    context.Context
@@ -98,18 +98,18 @@ type tab struct {
 	requests map[network.RequestID]string
 	received []received
 	outside  []string // requests to other hosts
-	wrong    []string // what the browser complains about
-	unread   int      // bodies that were received and not read yet
+	wrong    []string // errors and console messages
+	unread   int      // bodies that were received and are not read yet
 }
 
-// received is one thing that the browser got, and from where.
+// received is something that the browser received, and where it came from.
 type received struct{ from, what string }
 
 type setting struct {
 	lifetime      time.Duration
 	dark, calm    bool // prefers-color-scheme, prefers-reduced-motion
 	width, height int64
-	real          bool // as if the API were Moov's
+	real          bool // treat the API as Moov's own
 }
 
 // open loads the page in a new profile.
@@ -152,7 +152,7 @@ func open(t *testing.T, s setting) *tab {
 	command(b, network.Enable, network.EnableParams{})
 	command(b, log.Enable, cdp.Empty{})
 	command(b, runtime.Enable, cdp.Empty{})
-	command(b, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}) // tests share the browser
+	command(b, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}) // because tests share the browser
 	command(b, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
 		Width: s.width, Height: s.height, DeviceScaleFactor: 1, Mobile: s.width < 500,
 	})
@@ -165,12 +165,12 @@ func open(t *testing.T, s setting) *tab {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		assert.Empty(t, b.outside, "requests to other hosts")
-		assert.Empty(t, b.wrong, "what the browser complains about")
+		assert.Empty(t, b.wrong, "errors and console messages")
 	})
 	return b
 }
 
-// blank opens a tab: in the profile of the parent, or in a new one.
+// blank opens an empty tab in the parent's profile. An option can create a new profile.
 func blank(t *testing.T, parent context.Context, opts ...chromedp.ContextOption) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(parent, opts...)
@@ -213,9 +213,9 @@ func (b *tab) listen(event any) {
 		b.mu.Lock()
 		b.unread++
 		b.mu.Unlock()
-		go func() { // listen must not wait
+		go func() { // listen must not block
 			body, err := cdp.Call(b.ctx, b.target, network.GetResponseBody, network.GetResponseBodyParams{RequestID: e.RequestID})
-			if err == nil { // a preflight has none
+			if err == nil { // a preflight has no body
 				b.got("body", e.RequestID, string(body.Body))
 			}
 			b.mu.Lock()
@@ -227,7 +227,7 @@ func (b *tab) listen(event any) {
 	case *runtime.EventExceptionThrown:
 		b.complain("exception", e.ExceptionDetails)
 	case *log.EventEntryAdded:
-		// Each 401, 403, 429 and 503 is an entry, also those that the page expects.
+		// Every 401, 403, 429 and 503 is logged, even if the page expects it.
 		if e.Entry.Source != log.EntrySourceNetwork {
 			b.complain("log", e.Entry)
 		}
@@ -255,7 +255,7 @@ func (b *tab) complain(what string, value any) {
 	b.wrong = append(b.wrong, what+": "+string(raw))
 }
 
-// all is what the browser received so far, and what it keeps.
+// all returns what the browser has received so far, and what it stores.
 func (b *tab) all() []received {
 	b.t.Helper()
 	b.settle()
@@ -270,10 +270,10 @@ func (b *tab) all() []received {
 	return append(append([]received{}, b.received...), received{"cookies", string(raw)}, received{"storage", stored})
 }
 
-// search returns where a secret is: as it is, in hexadecimal or in base64.
+// search returns where a secret occurs as plain text, in hexadecimal or in base64.
 func search(all []received, secret string) []string {
 	shapes := []string{secret, fmt.Sprintf("%x", secret)}
-	for shift := range 3 { // wherever it is in what was encoded
+	for shift := range 3 { // base64 depends on the secret's offset in the encoded text
 		padded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + secret))
 		shapes = append(shapes, padded[(shift*8+5)/6:len(padded)-1])
 	}
@@ -289,7 +289,7 @@ func search(all []received, secret string) []string {
 	return found
 }
 
-// settle waits until all bodies that were received are read.
+// settle waits until all received bodies are read.
 func (b *tab) settle() {
 	b.t.Helper()
 	require.Eventually(b.t, func() bool {
@@ -334,14 +334,14 @@ func (b *tab) text(selector string) string {
 	return eval[string](b, fmt.Sprintf("document.querySelector(%q).textContent", selector))
 }
 
-// reads waits until the page says something.
+// reads waits until an element of the page contains a text.
 func (b *tab) reads(selector, want string) {
 	b.t.Helper()
 	b.until(fmt.Sprintf("document.querySelector(%q).textContent.includes(%q)", selector, want))
 }
 
-// until waits for a condition of the page. chromedp.Poll would need a policy
-// that allows eval.
+// until waits until a JavaScript condition is true. chromedp.Poll would need a
+// Content-Security-Policy that allows eval.
 func (b *tab) until(condition string) {
 	b.t.Helper()
 	for begin := time.Now(); !eval[bool](b, condition); time.Sleep(20 * time.Millisecond) {
@@ -351,14 +351,14 @@ func (b *tab) until(condition string) {
 	}
 }
 
-// signIn signs a user in, and waits for the token.
+// signIn signs a user in and waits for the token.
 func (b *tab) signIn(id string) {
 	b.t.Helper()
 	b.click(fmt.Sprintf("#users button[value=%s]", id))
-	b.reads("#token", "Here it is.")
+	b.reads("#token", "Token received.")
 }
 
-// token is the access token that the page got last.
+// token returns the page's newest access token.
 func (b *tab) token() string {
 	b.t.Helper()
 	b.settle()
@@ -377,7 +377,7 @@ func (b *tab) token() string {
 	return ""
 }
 
-// screenshot keeps a picture of the whole page.
+// screenshot saves a picture of the whole page.
 func (b *tab) screenshot(name string) {
 	b.t.Helper()
 	size := eval[[]float64](b, "scrollTo(0, 0), [document.documentElement.clientWidth, document.documentElement.scrollHeight]")

@@ -1,7 +1,7 @@
 package browser
 
-// This file tries moov-token.js in a page of its own: what the page goes through
-// cannot be had in fake time.
+// This file tests moov-token.js in a page of its own. Fake time cannot show how a real
+// browser freezes, caches and prerenders a page.
 
 import (
 	"encoding/json"
@@ -28,8 +28,8 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// script is the page's: what it is told is in tokens, ends and troubles. A
-// clock that is ahead makes Date.now() jump, as it does after sleep.
+// script is the page's script. It records the calls of its functions in tokens, ends
+// and troubles. Setting ahead makes Date.now() jump, as it does after sleep.
 const script = `
 import { moovToken } from "/moov-token.js";
 const real = Date.now;
@@ -54,8 +54,8 @@ type site struct {
 
 	mu       sync.Mutex // guards what follows
 	posts    []time.Time
-	gone     int                // posts whose page did not wait
-	answers  []http.HandlerFunc // to the posts, one after the other; then tokens
+	gone     int                // posts that the page aborted
+	answers  []http.HandlerFunc // to the posts, in order; then tokens
 	lifetime int
 }
 
@@ -110,7 +110,7 @@ func status(code int, header ...string) http.HandlerFunc {
 	}
 }
 
-// hang answers nothing until the page has gone.
+// hang does not answer. It waits until the page aborts the request.
 func (s *site) hang(_ http.ResponseWriter, r *http.Request) {
 	<-r.Context().Done()
 	s.mu.Lock()
@@ -136,11 +136,11 @@ func (s *site) visit(t *testing.T) *tab {
 	return b
 }
 
-// wakes waits for a token that comes within a second of a moment.
+// wakes waits for the token with a number. It must arrive within a second of window.woken.
 func (b *tab) wakes(tokens int) {
 	b.t.Helper()
 	b.until(fmt.Sprintf(`tokens.length === %d`, tokens))
-	assert.Less(b.t, eval[float64](b, `tokens.at(-1).after`), 1000.0, "ms after it woke")
+	assert.Less(b.t, eval[float64](b, `tokens.at(-1).after`), 1000.0, "ms after the page woke")
 	assert.Equal(b.t, fmt.Sprint("token ", tokens), eval[string](b, `session.token`))
 }
 
@@ -150,8 +150,8 @@ func TestModuleInAFrozenPage(t *testing.T) {
 	b := s.visit(t)
 	b.until(`tokens.length === 1`)
 	command(b, page.SetWebLifecycleState, page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateFrozen})
-	time.Sleep(9 * time.Second) // it would have been renewed after 6.4 s, and has expired
-	require.Equal(t, 1, s.count(), "the page stands still")
+	time.Sleep(9 * time.Second) // the renewal was due after 6.4 s, and the token has expired
+	require.Equal(t, 1, s.count(), "the frozen page makes no request")
 	woken := time.Now()
 	command(b, page.SetWebLifecycleState, page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateActive})
 	b.until(`tokens.length === 2`)
@@ -159,7 +159,7 @@ func TestModuleInAFrozenPage(t *testing.T) {
 	assert.Equal(t, "token 2", eval[string](b, `session.token`))
 }
 
-// Timers stand still while the machine sleeps, and the clock does not.
+// While the machine sleeps, timers stop, but the clock runs on.
 func TestModuleAfterSleep(t *testing.T) {
 	t.Parallel()
 	for event, on := range map[string]string{"visibilitychange": "document", "pageshow": "window", "online": "window"} {
@@ -189,7 +189,7 @@ func TestModuleOffline(t *testing.T) {
 	}
 	command(b, network.Enable, network.EnableParams{})
 	offline(true)
-	b.until(`troubles.length === 2`) // after 5 s, and 5 s more
+	b.until(`troubles.length === 2`) // after 5 s and about 10 s
 	assert.Equal(t, []any{0.0, 0.0}, eval[[]any](b, `troubles.map((trouble) => trouble.status)`))
 	assert.GreaterOrEqual(t, eval[float64](b, `troubles[1].retryIn`), 10.0)
 	assert.True(t, eval[bool](b, `session.token === null`))
@@ -198,7 +198,7 @@ func TestModuleOffline(t *testing.T) {
 	b.wakes(2)
 }
 
-// The page is left, and comes back from the back-forward cache.
+// The visitor leaves the page and returns to it from the back-forward cache.
 func TestModuleInTheBackForwardCache(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 6)
@@ -206,17 +206,17 @@ func TestModuleInTheBackForwardCache(t *testing.T) {
 	b.until(`tokens.length === 1`)
 	b.do(chromedp.Navigate(s.URL + "/before"))
 	time.Sleep(7 * time.Second) // the token has expired
-	require.Equal(t, 1, s.count(), "the page stands still")
+	require.Equal(t, 1, s.count(), "the page makes no request while it is in the cache")
 	woken := time.Now()
 	history := command(b, page.GetNavigationHistory, cdp.Empty{})
 	command(b, page.NavigateToHistoryEntry, page.NavigateToHistoryEntryParams{EntryID: history.Entries[history.CurrentIndex-1].ID})
 	b.until(`window.tokens?.length === 2`)
-	assert.Equal(t, []any{false, true}, eval[[]any](b, `shown`), "it comes from the cache")
+	assert.Equal(t, []any{false, true}, eval[[]any](b, `shown`), "the page comes from the cache")
 	assert.Less(t, s.posts[1].Sub(woken), time.Second)
 }
 
-// A page that was prerendered may never be looked at. It asks for nothing until it
-// is. DevTools must not be attached to the tab: that would turn prerendering off.
+// A prerendered page may never be shown, so it makes no request until it is shown.
+// DevTools must not be attached to the tab, because it would turn prerendering off.
 func TestModuleInAPrerenderedPage(t *testing.T) {
 	t.Parallel()
 	if browser == nil {
@@ -252,7 +252,7 @@ func TestModuleInAPrerenderedPage(t *testing.T) {
 	assert.Zero(t, s.count())
 	close(show)
 	require.Eventually(t, func() bool { return s.count() == 1 }, patience, 5*time.Millisecond)
-	assert.Empty(t, ran, "it is the page that was prerendered")
+	assert.Empty(t, ran, "the prerendered page is shown, and no new one is loaded")
 }
 
 func TestModuleHasOneChain(t *testing.T) {
@@ -262,12 +262,12 @@ func TestModuleHasOneChain(t *testing.T) {
 	b.until(`tokens.length === 1`)
 	eval[chromedp.Void](b, `(async () => { for (let i = 0; i < 10; i++) await session.renew(); })()`)
 	eval[chromedp.Void](b, `Promise.all(Array.from({ length: 10 }, () => session.renew()))`)
-	require.Equal(t, 12, s.count(), "the last ten are one")
+	require.Equal(t, 12, s.count(), "the last ten calls share one request")
 	time.Sleep(7 * time.Second)
-	assert.Equal(t, 13, s.count(), "after 5 s")
+	assert.Equal(t, 13, s.count(), "the renewal comes 5 s later")
 }
 
-func TestModuleTriesAgain(t *testing.T) {
+func TestModuleRetries(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		answer http.HandlerFunc
@@ -301,7 +301,8 @@ func TestModuleTriesAgain(t *testing.T) {
 	}
 }
 
-// A fetch that hangs would take a minute: the clock is put forward instead.
+// The module aborts a fetch after a minute. The test sets the clock forward instead of
+// waiting.
 func TestModuleEndsAFetchThatHangs(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 900)
@@ -348,7 +349,7 @@ func TestModuleEnds(t *testing.T) {
 	}
 }
 
-// The README's lines are run as they stand.
+// The README's JavaScript runs unchanged.
 func TestModuleAsTheREADMEShowsIt(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../../../README.md")
@@ -369,16 +370,16 @@ func TestModuleAsTheREADMEShowsIt(t *testing.T) {
 	s.answers = []http.HandlerFunc{status(401)}
 	s.mu.Unlock()
 	eval[chromedp.Void](b, `window.before = true; session.renew(); 0`)
-	b.until(`window.before === undefined && document.readyState === "complete"`) // it was loaded again
+	b.until(`window.before === undefined && document.readyState === "complete"`) // the page was reloaded
 }
 
-// The page and its server have different origins: the module is loaded from the
-// server, and its request carries the cookie there.
+// The page and its server have different origins. The page loads the module from the
+// server, and the module sends the server's cookie.
 func TestModuleOfAnotherOrigin(t *testing.T) {
 	t.Parallel()
 	api := moovtest.NewServer()
 	t.Cleanup(api.Close)
-	s := newSite(t, 900) // the page's
+	s := newSite(t, 900) // the page's origin
 	tokens, err := platform.New(moovauth.Credentials{ClientID: api.ClientID, ClientSecret: api.ClientSecret},
 		platform.WithSource(moovauth.WithBaseURL(api.URL)), platform.WithOrigins(s.URL))
 	require.NoError(t, err)
@@ -386,7 +387,7 @@ func TestModuleOfAnotherOrigin(t *testing.T) {
 	mux.Handle("GET /moov-token.js", platform.PageModule())
 	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
 		if _, err := r.Cookie("session"); err != nil || r.Header.Get("X-Page-User") != "ada" {
-			return nil, fmt.Errorf("nobody: %w", err)
+			return nil, fmt.Errorf("no one is signed in: %w", err)
 		}
 		return []string{"/ping.read"}, nil
 	}))

@@ -1,7 +1,7 @@
 package checkout
 
-// This file is what stands in for Moov: a test server with an endpoint that
-// links cards.
+// This file is the embedded test server, which takes the place of Moov. It has
+// endpoints that link and list cards.
 
 import (
 	"crypto/rand"
@@ -15,11 +15,12 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// limit is how many requests a second the embedded API takes: what Moov allows
-// a test account.
+// limit is how many requests per second the embedded API accepts. Moov allows a test
+// account the same.
 const limit = 10
 
-// NewAPI starts a test server that links cards, for pages of the origins.
+// NewAPI starts a test server that links cards. Pages of the origins may call it, and
+// its access tokens live for lifetime.
 func NewAPI(lifetime time.Duration, origins ...string) *moovtest.Server {
 	api := moovtest.NewServer(
 		moovtest.WithLifetime(lifetime), moovtest.WithCORS(origins...), moovtest.WithRateLimit(limit))
@@ -29,10 +30,10 @@ func NewAPI(lifetime time.Duration, origins ...string) *moovtest.Server {
 	return api
 }
 
-// wallet has the cards of each account, by the account's ID.
+// A wallet holds the cards of each account.
 type wallet struct {
-	mu    sync.Mutex // guards what follows
-	cards map[string][]card
+	mu    sync.Mutex        // guards what follows
+	cards map[string][]card // by the account's ID
 }
 
 type card struct {
@@ -40,7 +41,7 @@ type card struct {
 	LastFour string `json:"lastFourCardNumber"`
 }
 
-// cardsMost is how many cards of an account are kept.
+// cardsMost is how many cards a wallet keeps for an account.
 const cardsMost = 20
 
 func (w *wallet) link(rw http.ResponseWriter, r *http.Request) {
@@ -50,7 +51,7 @@ func (w *wallet) link(rw http.ResponseWriter, r *http.Request) {
 	err := json.NewDecoder(http.MaxBytesReader(rw, r.Body, 1<<10)).Decode(&body)
 	number := strings.ReplaceAll(body.Number, " ", "")
 	if err != nil || !luhn(number) {
-		writeJSON(rw, http.StatusUnprocessableEntity, map[string]string{"cardNumber": "is not the number of a card"})
+		writeJSON(rw, http.StatusUnprocessableEntity, map[string]string{"cardNumber": "is not a card number"})
 		return
 	}
 	linked := card{ID: rand.Text(), LastFour: number[len(number)-4:]}
@@ -64,12 +65,12 @@ func (w *wallet) link(rw http.ResponseWriter, r *http.Request) {
 
 func (w *wallet) list(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
-	cards := append([]card{}, w.cards[r.PathValue("accountID")]...) // [], not null
+	cards := append([]card{}, w.cards[r.PathValue("accountID")]...) // not nil, so that JSON has [] and not null
 	w.mu.Unlock()
 	writeJSON(rw, http.StatusOK, cards)
 }
 
-// luhn reports whether a number has the shape and the check digit of a card's
+// luhn reports whether a number has the length and the check digit of a card number
 // (ISO/IEC 7812-1).
 func luhn(number string) bool {
 	if len(number) < 12 || len(number) > 19 {

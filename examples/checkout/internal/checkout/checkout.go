@@ -1,10 +1,10 @@
 // Package checkout is a web page that calls Moov's API from the browser, and the
-// server that it has its tokens from.
+// server that mints the page's tokens.
 package checkout
 
-// This file is the server as the page sees it. Who is signed in, and which tokens
-// their pages were given, is in sessions.go, the other accounts are in crowd.go,
-// what stands in for Moov is in api.go, and the page in page/.
+// This file has the endpoints of the server. sessions.go has the users' sessions and
+// their tokens, crowd.go has the other accounts, api.go has the embedded test server,
+// and page/ has the page.
 
 import (
 	"context"
@@ -27,27 +27,27 @@ import (
 //go:embed page
 var page embed.FS
 
-// Config is what [New] is given.
+// Config is the configuration of an [App].
 type Config struct {
 	Credentials moovauth.Credentials
-	API         string            // its base URL, for this server and for the page
-	Embedded    bool              // the API is one of NewAPI's
-	Source      []moovauth.Option // for what asks Moov for tokens: its origin
-	Origins     []string          // the page's, such as http://localhost:8080
+	API         string            // the API's base URL, for this server and for the page
+	Embedded    bool              // whether NewAPI made the API
+	Source      []moovauth.Option // more options for token requests, such as WithOrigin
+	Origins     []string          // the page's origins, such as http://localhost:8080
 }
 
-// App serves the page, and mints its tokens.
+// App serves the page and mints its tokens.
 type App struct {
 	config   Config
 	tokens   *platform.Tokens
 	sessions *sessions
 	crowd    *crowd
 	handler  http.Handler
-	hosts    []string // that the page is known by
+	hosts    []string // the hosts of config.Origins
 	policy   string   // the Content-Security-Policy
 }
 
-// New makes the app. It makes no request.
+// New returns an app. It makes no request to Moov.
 func New(config Config) (*App, error) {
 	api, err := url.Parse(config.API)
 	if err != nil {
@@ -102,19 +102,19 @@ func New(config Config) (*App, error) {
 	return a, nil
 }
 
-// Close signs everybody out, and returns how many tokens were revoked.
+// Close signs all users out and returns the number of page tokens that it revoked.
 func (a *App) Close(ctx context.Context) (int, error) {
 	revoked, err := a.sessions.endAll(ctx)
-	if a.config.Embedded { // what the crowd has ends with the server that gave it
+	if a.config.Embedded { // the crowd's tokens end with the embedded server
 		return revoked, err
 	}
 	return revoked, errors.Join(err, a.tokens.RevokeAll(ctx))
 }
 
 func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// A page that made its own name point here (DNS rebinding) has another host.
+	// Another site can let its own name resolve to this server (DNS rebinding).
 	if !slices.Contains(a.hosts, r.Host) {
-		http.Error(w, "this server is "+a.config.Origins[0], http.StatusMisdirectedRequest)
+		http.Error(w, "this server's address is "+a.config.Origins[0], http.StatusMisdirectedRequest)
 		return
 	}
 	header := w.Header()
@@ -127,8 +127,8 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.handler.ServeHTTP(w, r)
 }
 
-// userOf returns the user who is signed in. Its error is a StatusError: 401 if no
-// one is signed in, 409 if the page is another user's.
+// userOf returns the user who is signed in. It returns StatusError 401 if no one is
+// signed in, and 409 if the page belongs to another user.
 func (a *App) userOf(r *http.Request) (user, error) {
 	session := a.sessions.of(r)
 	if session == nil {
@@ -140,8 +140,9 @@ func (a *App) userOf(r *http.Request) (user, error) {
 	return session.user, nil
 }
 
-// minted notes a token for its session, so that sign-out can revoke it. If the
-// session has ended while the token was requested, the error has it revoked.
+// minted records a token in its session, so that sign-out can revoke the token. If the
+// session ended during the token request, minted returns an error, and the handler
+// revokes the token.
 func (a *App) minted(r *http.Request, token *oauth2.Token) error {
 	session := a.sessions.of(r)
 	if session == nil || !a.sessions.keep(session, token.AccessToken, token.Expiry) {
@@ -150,7 +151,7 @@ func (a *App) minted(r *http.Request, token *oauth2.Token) error {
 	return nil
 }
 
-// scopes are what the page of a user may do.
+// scopes returns the scopes for a user's page.
 func (a *App) scopes(u user) []string {
 	if !a.config.Embedded {
 		return []string{"/ping.read"} // the demo's users have no accounts at Moov
@@ -158,12 +159,12 @@ func (a *App) scopes(u user) []string {
 	return []string{"/accounts/" + u.Account + "/cards.read", "/accounts/" + u.Account + "/cards.write"}
 }
 
-// state is what the page knows of its server. There is no secret in it.
+// state tells the page about its server. It contains no secret.
 type state struct {
 	API      string `json:"api"`
 	Embedded bool   `json:"embedded"`
 	Users    []user `json:"users"`
-	User     *user  `json:"user"` // who is signed in; null: no one
+	User     *user  `json:"user"` // who is signed in, or null
 }
 
 func (a *App) write(w http.ResponseWriter, of *session) {
@@ -176,7 +177,7 @@ func (a *App) write(w http.ResponseWriter, of *session) {
 
 func (a *App) session(w http.ResponseWriter, r *http.Request) { a.write(w, a.sessions.of(r)) }
 
-// signIn takes one of the demo's users at their word.
+// signIn signs one of the demo's users in. It asks for no password.
 func (a *App) signIn(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
 	id := r.PostFormValue("user")
@@ -197,8 +198,8 @@ func (a *App) signIn(w http.ResponseWriter, r *http.Request) {
 	a.write(w, session)
 }
 
-// signOut ends the session, and revokes the tokens that its page was given. A
-// page of another user ends nothing.
+// signOut ends the session and revokes the tokens of its pages. It refuses a page that
+// belongs to another user.
 func (a *App) signOut(w http.ResponseWriter, r *http.Request) {
 	session := a.sessions.of(r)
 	if session != nil && !session.isOf(r) {
@@ -211,13 +212,13 @@ func (a *App) signOut(w http.ResponseWriter, r *http.Request) {
 	}
 	a.setCookie(w, r, "", -1)
 	if err != nil {
-		writeJSON(w, http.StatusBadGateway, map[string]string{"error": "bad_gateway"}) // signed out; sessions tries again to revoke the token
+		writeJSON(w, http.StatusBadGateway, map[string]string{"error": "bad_gateway"}) // the user is signed out, and sessions retries the revocation
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// end goes on if the page has gone.
+// end ends a session. It continues if the page cancels the request.
 func (a *App) end(r *http.Request, of *session) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 5*time.Second)
 	defer cancel()
@@ -239,5 +240,5 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // the page may have gone
+	_ = json.NewEncoder(w).Encode(body) // the page may have closed the connection
 }

@@ -22,7 +22,7 @@ import (
 
 const origin = "http://localhost:8080"
 
-// visitor is a browser's view of an app: it has a cookie.
+// A visitor sends requests to an app as a browser does, and keeps its cookie.
 type visitor struct {
 	t      *testing.T
 	app    *App
@@ -82,7 +82,7 @@ func (v *visitor) token() (token, scope string) {
 	return body.AccessToken, body.Scope
 }
 
-func TestTokenIsForTheUsersAccountAlone(t *testing.T) {
+func TestTokenIsForTheUsersAccountOnly(t *testing.T) {
 	api := NewAPI(time.Minute)
 	defer api.Close()
 	app := newApp(t, api)
@@ -95,7 +95,7 @@ func TestTokenIsForTheUsersAccountAlone(t *testing.T) {
 	}
 }
 
-func TestNobodyWithoutASessionGetsAToken(t *testing.T) {
+func TestTokenNeedsASession(t *testing.T) {
 	api := NewAPI(time.Minute)
 	defer api.Close()
 	v := &visitor{t: t, app: newApp(t, api)}
@@ -123,14 +123,14 @@ func TestSignOutRevokesTheSessionsTokens(t *testing.T) {
 	assert.False(t, api.Alive(second))
 	assert.True(t, api.Alive(hers))
 
-	ada.cookie = session // a copy of it is worth nothing
+	ada.cookie = session // a copy of the cookie is useless
 	requests := len(api.TokenRequests())
 	assert.Equal(t, http.StatusUnauthorized, ada.send("POST", "/moov-token", nil).StatusCode)
 	assert.Len(t, api.TokenRequests(), requests)
-	assert.Equal(t, http.StatusNoContent, ada.send("POST", "/sign-out", nil).StatusCode, "once more is no error")
+	assert.Equal(t, http.StatusNoContent, ada.send("POST", "/sign-out", nil).StatusCode, "a second sign-out is no error")
 }
 
-func TestSignInEndsTheSessionBefore(t *testing.T) {
+func TestSignInEndsThePreviousSession(t *testing.T) {
 	api := NewAPI(time.Minute)
 	defer api.Close()
 	v := &visitor{t: t, app: newApp(t, api)}
@@ -142,8 +142,8 @@ func TestSignInEndsTheSessionBefore(t *testing.T) {
 	assert.False(t, api.Alive(token))
 }
 
-// The token is on its way when its user signs out.
-func TestTokenOfAnEndedSessionGoesToNobody(t *testing.T) {
+// The user signs out during the token request.
+func TestTokenOfAnEndedSessionIsRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := moovtest.NewInMemory()
 		defer api.Close()
@@ -195,7 +195,7 @@ func TestExpiredTokensAreForgotten(t *testing.T) {
 	})
 }
 
-func TestRevocationThatFails(t *testing.T) {
+func TestSignOutWhoseRevocationFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := moovtest.NewInMemory()
 		defer api.Close()
@@ -206,11 +206,11 @@ func TestRevocationThatFails(t *testing.T) {
 		api.Enqueue(moovtest.Answer{Status: 400, Body: `{"error":"invalid_request"}`})
 		assert.Equal(t, http.StatusBadGateway, v.send("POST", "/sign-out", nil).StatusCode)
 		v.cookie = cookie
-		assert.Equal(t, http.StatusUnauthorized, v.send("POST", "/moov-token", nil).StatusCode, "signed out anyway")
+		assert.Equal(t, http.StatusUnauthorized, v.send("POST", "/moov-token", nil).StatusCode, "the user is signed out anyway")
 
 		v.signIn("ada")
 		v.token()
-		api.SetLatency(time.Minute) // a server that hangs keeps nobody
+		api.SetLatency(time.Minute) // sign-out ends although the server hangs
 		begin := time.Now()
 		assert.Equal(t, http.StatusBadGateway, v.send("POST", "/sign-out", nil).StatusCode)
 		assert.LessOrEqual(t, time.Since(begin), 5*time.Second)
@@ -284,15 +284,15 @@ func TestHeadersAndCookie(t *testing.T) {
 	assert.GreaterOrEqual(t, len(v.cookie.Value), 26) // 128 bits
 }
 
-// unrevoked is how many tokens of ended sessions are still to be revoked.
+// unrevoked returns how many tokens of ended sessions are not revoked yet.
 func (v *visitor) unrevoked() int {
 	v.app.sessions.mu.Lock()
 	defer v.app.sessions.mu.Unlock()
-	return len(v.app.sessions.left)
+	return len(v.app.sessions.unrevoked)
 }
 
-// Moov is away at sign-out. The token is revoked as soon as Moov is back.
-func TestRevocationThatFailsIsTriedAgain(t *testing.T) {
+// Moov is down at sign-out. The server revokes the token once Moov is up again.
+func TestRevocationThatFailsIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := moovtest.NewInMemory(moovtest.WithLifetime(15 * time.Minute))
 		defer api.Close()
@@ -347,8 +347,8 @@ func TestCloseRevokesWhatASignOutCouldNot(t *testing.T) {
 	})
 }
 
-// Ada has the page open in one tab, and Grace signs in in another.
-func TestPageOfAnotherUserGetsNothing(t *testing.T) {
+// Ada has the page open in one tab, and Grace signs in from another.
+func TestPageOfAnotherUserIsRefused(t *testing.T) {
 	api := NewAPI(time.Minute)
 	defer api.Close()
 	v := &visitor{t: t, app: newApp(t, api)}
@@ -359,7 +359,7 @@ func TestPageOfAnotherUserGetsNothing(t *testing.T) {
 	assert.Equal(t, http.StatusConflict, v.send("POST", "/moov-token", nil, "X-Page-User", "ada").StatusCode)
 	assert.Len(t, api.TokenRequests(), requests)
 	hers, _ := v.token()
-	assert.Equal(t, http.StatusConflict, v.send("POST", "/sign-out", nil, "X-Page-User", "ada").StatusCode, "nor can it sign her out")
+	assert.Equal(t, http.StatusConflict, v.send("POST", "/sign-out", nil, "X-Page-User", "ada").StatusCode, "Ada's page cannot sign Grace out")
 	assert.True(t, api.Alive(hers))
 	assert.Equal(t, http.StatusOK, v.send("POST", "/moov-token", nil, "X-Page-User", "grace").StatusCode)
 	assert.Equal(t, http.StatusNoContent, v.send("POST", "/sign-out", nil, "X-Page-User", "grace").StatusCode)
@@ -378,7 +378,7 @@ func TestCrowdWaitsInTheQueue(t *testing.T) {
 		require.Zero(t, seen().InQueue)
 		for round := range uint64(2) {
 			assert.Equal(t, http.StatusAccepted, v.send("POST", "/crowd", nil).StatusCode)
-			assert.Equal(t, http.StatusAccepted, v.send("POST", "/crowd", nil).StatusCode, "again: the same crowd")
+			assert.Equal(t, http.StatusAccepted, v.send("POST", "/crowd", nil).StatusCode, "the crowd is already waiting")
 			time.Sleep(time.Second)
 			s := seen()
 			assert.Greater(t, s.InQueue, crowdSize-20)
@@ -396,7 +396,7 @@ func TestCrowdWaitsInTheQueue(t *testing.T) {
 	})
 }
 
-// A person does not wait behind the crowd, neither for a token nor at sign-out.
+// A person does not wait behind the crowd for a token, or to sign out.
 func TestPeopleGoBeforeTheCrowd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := moovtest.NewInMemory(moovtest.WithLifetime(time.Hour))
@@ -412,7 +412,7 @@ func TestPeopleGoBeforeTheCrowd(t *testing.T) {
 		assert.Len(t, api.Requests(), requests+1, "the page's request is the next one")
 		assert.Contains(t, api.Requests()[requests].Form.Get("scope"), "ada")
 		assert.Equal(t, http.StatusNoContent, v.send("POST", "/sign-out", nil).StatusCode)
-		assert.Len(t, api.Requests(), requests+2, "the next request is its revocation")
+		assert.Len(t, api.Requests(), requests+2, "the revoke request is the next one")
 		assert.False(t, api.Alive(token))
 		assert.Greater(t, v.app.tokens.Stats().InLine, crowdSize-10)
 		time.Sleep(time.Minute)
@@ -420,7 +420,7 @@ func TestPeopleGoBeforeTheCrowd(t *testing.T) {
 	})
 }
 
-func TestNoCrowdAtMoovItself(t *testing.T) {
+func TestCrowdNeedsTheEmbeddedServer(t *testing.T) {
 	api := moovtest.NewServer()
 	defer api.Close()
 	app, err := New(Config{
@@ -433,7 +433,7 @@ func TestNoCrowdAtMoovItself(t *testing.T) {
 	assert.Empty(t, api.Requests())
 }
 
-// The policy would stop what is inline, and other hosts.
+// The Content-Security-Policy blocks inline code and other hosts.
 func TestPageHasNothingInlineAndNoOtherHost(t *testing.T) {
 	inline := regexp.MustCompile(`(?i)\son\w+\s*=|<style|style\s*=|javascript:|<script(?:[^>]*)>[^<]|innerHTML|\beval\(`)
 	host := regexp.MustCompile(`(?:https?:)?//[a-z0-9]`)
@@ -480,7 +480,7 @@ func TestCards(t *testing.T) {
 	assert.Equal(t, http.StatusForbidden, status)
 }
 
-// What the README quotes is what runs.
+// The README quotes this code without changes.
 func TestREADMEQuotesThisCode(t *testing.T) {
 	readme, err := os.ReadFile("../../../../README.md")
 	require.NoError(t, err)

@@ -1,7 +1,7 @@
 package checkout
 
-// This file is the rest of the platform: many accounts that need a token at the
-// same moment, and what its operator sees of them.
+// This file simulates the rest of the platform: many accounts that request a token at the
+// same moment, and the figures that the operator sees.
 
 import (
 	"context"
@@ -14,17 +14,18 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// crowdSize is how many accounts there are, besides the two who can sign in.
+// crowdSize is the number of accounts, besides those of the two users who can sign in.
 const crowdSize = 500
 
 type crowd struct {
 	tokens *platform.Tokens
 
 	mu   sync.Mutex // guards what follows
-	left int        // accounts that wait for their token
+	left int        // accounts that are waiting for their token
 }
 
-// start lets all accounts request a token at once, unless some still wait for one.
+// start requests a token for all accounts at once. It does nothing while accounts of an
+// earlier start are waiting.
 func (c *crowd) start() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -47,7 +48,7 @@ func (c *crowd) start() error {
 	return nil
 }
 
-// ask requests the next token of one account.
+// ask requests a token for an account. If the account has a token, it requests the next.
 func (c *crowd) ask(source *moovauth.TokenSource) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -56,12 +57,12 @@ func (c *crowd) ask(source *moovauth.TokenSource) {
 			source.Invalidate(token.AccessToken)
 		}
 	}
-	_, _ = source.TokenContext(ctx) // the operator sees failures in the figures
+	_, _ = source.TokenContext(ctx) // the figures count failures
 }
 
-// stats is what an operator would put on a dashboard.
+// stats has the figures that an operator would put on a dashboard.
 type stats struct {
-	Crowd       int     `json:"crowd"` // accounts that wait for their token
+	Crowd       int     `json:"crowd"` // accounts that are waiting for their token
 	InQueue     int     `json:"inQueue"`
 	LongestWait float64 `json:"longestWait"` // seconds
 	Rate        float64 `json:"rate"`        // requests per second
@@ -82,7 +83,7 @@ func (a *App) stats(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
-// startCrowd is for the embedded server: Moov itself has no such accounts.
+// startCrowd requires the embedded server, because Moov has no such accounts.
 func (a *App) startCrowd(w http.ResponseWriter, _ *http.Request) {
 	if err := a.crowd.start(); err != nil {
 		writeJSON(w, http.StatusInternalServerError, map[string]string{"error": "internal_server_error"})

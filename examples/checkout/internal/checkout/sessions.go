@@ -1,6 +1,6 @@
 package checkout
 
-// This file is who is signed in, and which tokens their pages were given.
+// This file has the sessions of the users who are signed in, and the tokens of their pages.
 
 import (
 	"context"
@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	cookieName  = "checkout_session" // all ports of localhost share their cookies
+	cookieName  = "checkout_session" // a name of its own, because all ports of localhost share cookies
 	sessionLife = time.Hour
 )
 
-// A user is one of the two who can sign in.
+// A user is one of the two users who can sign in.
 type user struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
-	Account string `json:"account"` // at Moov
+	Account string `json:"account"` // the account at Moov
 }
 
 var users = []user{
@@ -29,30 +29,30 @@ var users = []user{
 	{ID: "grace", Name: "Grace", Account: "grace-8e07"},
 }
 
-// sessions are those who are signed in, by the value of their cookie.
+// sessions holds the open sessions.
 type sessions struct {
 	revoke func(ctx context.Context, token string) error
 
-	mu     sync.Mutex // guards what follows, and the tokens of each session
-	open   map[string]*session
-	left   map[string]time.Time // tokens that could not be revoked: when they expire
-	again  *time.Timer          // tries them again; nil: there are none
-	closed bool
+	mu        sync.Mutex           // guards what follows, and the tokens of each session
+	open      map[string]*session  // by the value of the cookie
+	unrevoked map[string]time.Time // when each token expires that could not be revoked yet
+	retry     *time.Timer          // retries the revocations, or is nil
+	closed    bool
 }
 
 func newSessions(revoke func(context.Context, string) error) *sessions {
-	return &sessions{revoke: revoke, open: make(map[string]*session), left: make(map[string]time.Time)}
+	return &sessions{revoke: revoke, open: make(map[string]*session), unrevoked: make(map[string]time.Time)}
 }
 
 type session struct {
 	id     string
 	user   user
 	timer  *time.Timer
-	tokens map[string]time.Time // that its page was given: when they expire
+	tokens map[string]time.Time // when each token of the session's pages expires
 	ended  bool
 }
 
-// begin signs a user in, and returns nil if it is too late for that.
+// begin starts a session. It returns nil after endAll.
 func (s *sessions) begin(u user) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,13 +63,13 @@ func (s *sessions) begin(u user) *session {
 	b.timer = time.AfterFunc(sessionLife, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		_, _ = s.end(ctx, b) // its tokens expire in any case
+		_, _ = s.end(ctx, b) // end retries what fails
 	})
 	s.open[b.id] = b
 	return b
 }
 
-// of returns the session that a request belongs to, or nil.
+// of returns the session of a request, or nil.
 func (s *sessions) of(r *http.Request) *session {
 	cookie, err := r.Cookie(cookieName)
 	if err != nil {
@@ -80,15 +80,15 @@ func (s *sessions) of(r *http.Request) *session {
 	return s.open[cookie.Value]
 }
 
-// isOf reports whether a request is from a page of the session's user. Another
-// user may have signed in meanwhile, in another tab.
+// isOf reports whether a request is from a page of the session's user. Another user may
+// have signed in from another tab since the page was loaded.
 func (s *session) isOf(r *http.Request) bool {
 	page := r.Header.Get("X-Page-User")
 	return page == "" || page == s.user.ID
 }
 
-// keep remembers a token of a session, so that end can revoke it. It reports
-// false if the session has ended meanwhile.
+// keep records a token of a session, so that end can revoke it. It returns false if the
+// session has ended.
 func (s *sessions) keep(of *session, token string, expiry time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,8 +104,8 @@ func (s *sessions) keep(of *session, token string, expiry time.Time) bool {
 	return true
 }
 
-// end signs a user out, and revokes the tokens. It returns how many it revoked.
-// What could not be revoked is tried again, until it has expired.
+// end ends a session and revokes its tokens. It returns the number of revoked tokens. If
+// it cannot revoke a token, it retries in the background until the token expires.
 func (s *sessions) end(ctx context.Context, of *session) (int, error) {
 	s.mu.Lock()
 	of.ended = true
@@ -118,38 +118,38 @@ func (s *sessions) end(ctx context.Context, of *session) (int, error) {
 	left, revoked, err := s.revokeAll(ctx, tokens)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.Copy(s.left, left)
-	if s.again == nil {
-		s.tryAgain(time.Second)
+	maps.Copy(s.unrevoked, left)
+	if s.retry == nil {
+		s.retryLater(time.Second)
 	}
 	return revoked, err
 }
 
-// tryAgain revokes what is left after a wait, and then at longer and longer
-// intervals. s.mu is held.
-func (s *sessions) tryAgain(wait time.Duration) {
-	s.again = nil
-	if len(s.left) == 0 || s.closed { // endAll has it
+// retryLater retries the revocations in s.unrevoked after a wait. The wait doubles with each
+// retry, up to 30 s. The caller holds s.mu.
+func (s *sessions) retryLater(wait time.Duration) {
+	s.retry = nil
+	if len(s.unrevoked) == 0 || s.closed { // endAll revokes what is left
 		return
 	}
-	s.again = time.AfterFunc(wait, func() {
+	s.retry = time.AfterFunc(wait, func() {
 		s.mu.Lock()
-		tokens := maps.Clone(s.left)
+		tokens := maps.Clone(s.unrevoked)
 		s.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		left, _, _ := s.revokeAll(ctx, tokens) // the sign-out has logged why
+		left, _, _ := s.revokeAll(ctx, tokens) // sign-out has logged the first error
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		maps.DeleteFunc(s.left, func(token string, _ time.Time) bool {
+		maps.DeleteFunc(s.unrevoked, func(token string, _ time.Time) bool {
 			return !tokens[token].IsZero() && left[token].IsZero() // revoked, or expired
 		})
-		s.tryAgain(min(2*wait, 30*time.Second))
+		s.retryLater(min(2*wait, 30*time.Second))
 	})
 }
 
-// revokeAll revokes the tokens that have not expired. It returns those that are
-// left, and how many it revoked.
+// revokeAll revokes the tokens that have not expired. It returns the tokens that it could
+// not revoke, and the number of revoked tokens.
 func (s *sessions) revokeAll(ctx context.Context, tokens map[string]time.Time) (left map[string]time.Time, revoked int, err error) {
 	left = make(map[string]time.Time)
 	var mu sync.Mutex // guards the results
@@ -174,11 +174,11 @@ func (s *sessions) revokeAll(ctx context.Context, tokens map[string]time.Time) (
 	return left, revoked, err
 }
 
-// endAll signs everybody out. Nobody can sign in any more.
+// endAll ends all sessions. After that, no one can sign in.
 func (s *sessions) endAll(ctx context.Context) (int, error) {
 	s.mu.Lock()
 	s.closed = true
-	tokens := maps.Clone(s.left)
+	tokens := maps.Clone(s.unrevoked)
 	for _, o := range s.open {
 		o.ended = true
 		o.timer.Stop()
