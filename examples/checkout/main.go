@@ -3,8 +3,8 @@
 //
 //	go run -C examples/checkout .
 //
-// This command starts it with an embedded test server. -h shows how to use Moov
-// itself.
+// Without an API key, this command uses an embedded test server. -h shows how to use
+// Moov itself.
 package main
 
 import (

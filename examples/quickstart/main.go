@@ -4,7 +4,8 @@
 //
 //	go run ./examples/quickstart
 //
-// This command uses an embedded test server. -h shows how to use Moov itself.
+// Without an API key, this command uses an embedded test server. -h shows how to use
+// Moov itself.
 package main
 
 import (

@@ -94,7 +94,7 @@ type tab struct {
 	api    *moovtest.Server
 	url    string
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	requests map[network.RequestID]string
 	received []received
 	outside  []string // requests to other hosts
@@ -227,7 +227,7 @@ func (b *tab) listen(event any) {
 	case *runtime.EventExceptionThrown:
 		b.complain("exception", e.ExceptionDetails)
 	case *log.EventEntryAdded:
-		// Every 401, 403, 429 and 503 is logged, even if the page expects it.
+		// The browser logs every 401, 403, 429 and 503, even if the page expects it.
 		if e.Entry.Source != log.EntrySourceNetwork {
 			b.complain("log", e.Entry)
 		}

@@ -52,7 +52,7 @@ type site struct {
 	mux    *http.ServeMux
 	script string
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	posts    []time.Time
 	gone     int                // posts that the page aborted
 	answers  []http.HandlerFunc // to the posts, in order; then tokens
@@ -136,7 +136,8 @@ func (s *site) visit(t *testing.T) *tab {
 	return b
 }
 
-// wakes waits for the token with a number. It must arrive within a second of window.woken.
+// wakes waits for a number of tokens. The last token must arrive within a second of
+// window.woken.
 func (b *tab) wakes(tokens int) {
 	b.t.Helper()
 	b.until(fmt.Sprintf(`tokens.length === %d`, tokens))

@@ -32,7 +32,7 @@ func NewAPI(lifetime time.Duration, origins ...string) *moovtest.Server {
 
 // A wallet holds the cards of each account.
 type wallet struct {
-	mu    sync.Mutex        // guards what follows
+	mu    sync.Mutex        // guards the field below
 	cards map[string][]card // by the account's ID
 }
 

@@ -309,7 +309,7 @@ func TestRevocationThatFailsIsRetried(t *testing.T) {
 		requests := len(api.RevokeRequests())
 		assert.Equal(t, 4, requests)
 		time.Sleep(time.Hour)
-		assert.Len(t, api.RevokeRequests(), requests, "once it is revoked, it is left alone")
+		assert.Len(t, api.RevokeRequests(), requests, "the server does not revoke the token again")
 		assert.Zero(t, v.unrevoked())
 	})
 }

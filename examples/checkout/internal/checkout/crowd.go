@@ -20,7 +20,7 @@ const crowdSize = 500
 type crowd struct {
 	tokens *platform.Tokens
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the field below
 	left int        // accounts that are waiting for their token
 }
 
@@ -57,7 +57,7 @@ func (c *crowd) ask(source *moovauth.TokenSource) {
 			source.Invalidate(token.AccessToken)
 		}
 	}
-	_, _ = source.TokenContext(ctx) // the figures count failures
+	_, _ = source.TokenContext(ctx) // the demo ignores failures
 }
 
 // stats has the figures that an operator would put on a dashboard.

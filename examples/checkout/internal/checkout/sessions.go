@@ -33,9 +33,9 @@ var users = []user{
 type sessions struct {
 	revoke func(ctx context.Context, token string) error
 
-	mu        sync.Mutex           // guards what follows, and the tokens of each session
+	mu        sync.Mutex           // guards the fields below, and the tokens of each session
 	open      map[string]*session  // by the value of the cookie
-	unrevoked map[string]time.Time // when each token expires that could not be revoked yet
+	unrevoked map[string]time.Time // tokens that could not be revoked yet, and when they expire
 	retry     *time.Timer          // retries the revocations, or is nil
 	closed    bool
 }
@@ -48,7 +48,7 @@ type session struct {
 	id     string
 	user   user
 	timer  *time.Timer
-	tokens map[string]time.Time // when each token of the session's pages expires
+	tokens map[string]time.Time // the tokens of the session's pages, and when they expire
 	ended  bool
 }
 
