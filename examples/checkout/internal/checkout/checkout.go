@@ -82,7 +82,7 @@ func New(config Config) (*App, error) {
 		if err != nil {
 			return nil, err // such as platform.StatusError(401)
 		}
-		return a.scopes(user), nil
+		return a.scopes(user), nil // such as "/accounts/…/cards.write"
 	}))
 	// README, server: to here
 	mux.HandleFunc("GET /session", a.session)
