@@ -1,7 +1,7 @@
 package bench
 
-// The benchmarks. Each has a sub-benchmark a peer; report turns their output
-// into README.md's tables.
+// This file has the benchmarks. Each has one sub-benchmark per peer. The program
+// report turns their output into the tables of README.md.
 
 import (
 	"bufio"
@@ -19,7 +19,7 @@ import (
 	"github.com/moovauth/moovauth/bench/peers"
 )
 
-// TestMain adds to the header of a benchmark run what it lacks of the machine.
+// TestMain adds what the header of a benchmark run does not say about the machine.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("test.bench"); f.Value.String() != "" {
@@ -41,7 +41,7 @@ func system() string {
 	return runtime.GOOS
 }
 
-// each runs a benchmark for every peer, with a source that has no token yet.
+// each runs a benchmark for every peer, with a source that does not have a token yet.
 func each(b *testing.B, benchmark func(b *testing.B, source *peers.Source, url string)) {
 	endpoint := peers.NewEndpoint(time.Hour, 0)
 	defer endpoint.Server.Close()
@@ -56,7 +56,7 @@ func each(b *testing.B, benchmark func(b *testing.B, source *peers.Source, url s
 
 func token(b *testing.B, source *peers.Source) func(context.Context) (string, error) {
 	if source.Token == nil {
-		b.Skip("has no call that only returns the token")
+		b.Skip("this peer has no call that only returns the token")
 	}
 	if _, err := source.Token(b.Context()); err != nil {
 		b.Fatal(err)
@@ -64,7 +64,7 @@ func token(b *testing.B, source *peers.Source) func(context.Context) (string, er
 	return source.Token
 }
 
-// BenchmarkToken gets a fresh token.
+// BenchmarkToken asks a source for its token, which is fresh.
 func BenchmarkToken(b *testing.B) {
 	b.Run("goroutines=1", func(b *testing.B) {
 		each(b, func(b *testing.B, source *peers.Source, _ string) {
@@ -80,7 +80,7 @@ func BenchmarkToken(b *testing.B) {
 	})
 	for _, c := range []struct {
 		name        string
-		parallelism int // goroutines a core
+		parallelism int // goroutines per core
 	}{{"cores", 1}, {"1000", max(1, 1000/runtime.GOMAXPROCS(0))}} {
 		b.Run("goroutines="+c.name, func(b *testing.B) {
 			each(b, func(b *testing.B, source *peers.Source, _ string) {
@@ -101,12 +101,12 @@ func BenchmarkToken(b *testing.B) {
 	}
 }
 
-// BenchmarkRequest sends a request, with token and version header, to a base
-// that answers at once.
+// BenchmarkRequest sends a request with the token and the version header to a
+// base that returns at once.
 func BenchmarkRequest(b *testing.B) {
 	each(b, func(b *testing.B, source *peers.Source, url string) {
 		if source.Through == nil {
-			b.Skip("has no transport for bearer tokens")
+			b.Skip("this peer has no transport for bearer tokens")
 		}
 		do, err := source.Through(new(peers.Nowhere))
 		if err != nil {
@@ -125,8 +125,9 @@ func BenchmarkRequest(b *testing.B) {
 	})
 }
 
-// BenchmarkExpired lets 1,000 goroutines meet an expired token at once. The
-// endpoint takes 5 ms. The time is that until the last has its token.
+// BenchmarkExpired measures the time from the moment that 1,000 goroutines ask for
+// a token, when it has expired, until the last one has a token. The endpoint takes
+// 5 ms.
 func BenchmarkExpired(b *testing.B) {
 	const goroutines = 1000
 	endpoint := peers.NewEndpoint(time.Hour, 5*time.Millisecond)
@@ -167,7 +168,8 @@ func BenchmarkExpired(b *testing.B) {
 	}
 }
 
-// getter is Token, or, if there is none, a request to nowhere.
+// getter returns a function that obtains the token. If source has no Token, the
+// function sends a request to Nowhere.
 func getter(b *testing.B, source *peers.Source, url string) func() error {
 	ctx := context.Background()
 	if source.Token != nil {
@@ -181,8 +183,8 @@ func getter(b *testing.B, source *peers.Source, url string) func() error {
 	return func() error { _, err := do(req); return err }
 }
 
-// BenchmarkMemory counts what a source with a token holds. Each has a client
-// configuration and a token text of its own; all share one http.Client.
+// BenchmarkMemory measures the memory of a source with a token. Each source has
+// its own client configuration and token. All sources share one http.Client.
 func BenchmarkMemory(b *testing.B) {
 	const sources = 100_000
 	config := peers.Config{TokenURL: "https://127.0.0.1/oauth2/token", Client: &http.Client{Transport: peers.InMemory{}}}
@@ -212,10 +214,10 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// heap is the size of what is reachable.
+// heap returns the size of all reachable objects.
 func heap() uint64 {
 	runtime.GC()
-	runtime.GC() // what a pool still had at the first
+	runtime.GC() // a sync.Pool keeps its objects for one more collection
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	return stats.HeapAlloc

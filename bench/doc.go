@@ -1,4 +1,4 @@
-// Package bench measures moovauth beside its peers. It is all tests: package
-// peers has what is measured, rollover and report are the programs that go
-// with them. README.md says how to run them, and has the figures.
+// Package bench compares moovauth with other packages that cache tokens, its
+// peers. It contains only benchmarks and tests. Package peers has the code that is
+// measured. README.md has the figures and says how to obtain them.
 package bench

@@ -1,7 +1,7 @@
 package bench
 
-// What is measured works: each peer gets a token, and what it sends on carries
-// the token and the version.
+// This file checks the code that is measured: each peer obtains a token, and the
+// requests that it sends have the token and the version header.
 
 import (
 	"context"
@@ -34,7 +34,7 @@ func TestTokenIsObtainedOnce(t *testing.T) {
 		source, err := peer.New(endpoint.Config())
 		require.NoError(t, err)
 		if source.Token == nil {
-			t.Skip("has no call that only returns the token")
+			t.Skip("this peer has no call that only returns the token")
 		}
 		first, err := source.Token(context.Background())
 		require.NoError(t, err)
@@ -52,7 +52,7 @@ func TestHeadersOnTheWire(t *testing.T) {
 		source, err := peer.New(endpoint.Config())
 		require.NoError(t, err)
 		if source.Through == nil {
-			t.Skip("has no transport for bearer tokens")
+			t.Skip("this peer has no transport for bearer tokens")
 		}
 		base := new(peers.Nowhere)
 		do, err := source.Through(base)
@@ -64,7 +64,7 @@ func TestHeadersOnTheWire(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, http.StatusOK, resp.StatusCode)
 		}
-		assert.Equal(t, before, req.Header, "the caller's request stays as it was")
+		assert.Equal(t, before, req.Header, "the caller's request is not changed")
 		assert.Equal(t, before["Accept"], base.Last.Header["Accept"])
 		assert.EqualValues(t, 1, endpoint.Requests())
 		if peer.Name == peers.Floor {
@@ -107,7 +107,7 @@ func TestExpiredTokenIsReplacedOnceForAll(t *testing.T) {
 	})
 }
 
-func TestAPIRefusesWhatIsNoTokenOfTheEndpoint(t *testing.T) {
+func TestAPIRefusesUnknownTokens(t *testing.T) {
 	endpoint := start(t)
 	for authorization, status := range map[string]int{"": 401, "Bearer x": 401} {
 		req := peers.NewRequest(t.Context(), endpoint.Server.URL)

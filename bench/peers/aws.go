@@ -1,7 +1,7 @@
 package peers
 
-// github.com/aws/aws-sdk-go-v2/aws: its CredentialsCache, around the fetcher.
-// It has no transport for bearer tokens.
+// This file is github.com/aws/aws-sdk-go-v2/aws: a CredentialsCache around the
+// fetcher. The package has no transport for bearer tokens.
 
 import (
 	"context"
@@ -16,7 +16,7 @@ func (p awsProvider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	if err != nil {
 		return aws.Credentials{}, err
 	}
-	// The cache takes credentials with both keys alone.
+	// The cache accepts only credentials with both keys.
 	return aws.Credentials{
 		AccessKeyID: clientID, SecretAccessKey: clientID, SessionToken: token.AccessToken,
 		CanExpire: true, Expires: token.Expiry,

@@ -1,8 +1,8 @@
 package peers
 
-// github.com/Azure/azure-sdk-for-go/sdk/azcore: its bearer token policy, around
-// the fetcher, in a pipeline without retries of API calls or telemetry. It has
-// no call that only returns the token.
+// This file is github.com/Azure/azure-sdk-for-go/sdk/azcore: the bearer token
+// policy around the fetcher, in a pipeline that neither retries API calls nor sends
+// telemetry. The package has no call that only returns the token.
 
 import (
 	"context"
@@ -31,7 +31,7 @@ func (c azureCredential) GetToken(ctx context.Context, _ policy.TokenRequestOpti
 	return access, nil
 }
 
-// azureVersion adds the version header to the copy that the pipeline has made.
+// azureVersion adds the version header to the pipeline's copy of the request.
 type azureVersion struct{}
 
 func (azureVersion) Do(req *policy.Request) (*http.Response, error) {

@@ -1,7 +1,7 @@
 package peers
 
-// cloud.google.com/go/auth: its cached token provider, refreshing in the
-// background, around the fetcher; and its httptransport, without telemetry.
+// This file is cloud.google.com/go/auth: the cached token provider around the
+// fetcher, which refreshes in the background, and httptransport without telemetry.
 
 import (
 	"context"

@@ -1,7 +1,7 @@
 package peers
 
-// The token endpoint that all peers get their tokens from, and an API that
-// requests with them go to.
+// This file is the token endpoint that all peers use, and an API that accepts its
+// tokens.
 
 import (
 	"context"
@@ -19,9 +19,9 @@ import (
 // TokenSize is the length of every access token, in bytes.
 const TokenSize = 900
 
-// Endpoint is a token endpoint on loopback, over TLS, and knows which of its
-// tokens are alive. Its expires_in is in seconds, which Moov does not document
-// but x/oauth2 needs.
+// Endpoint is a token endpoint on loopback, over TLS. It knows which of its tokens
+// are valid. Its expires_in is in seconds, because x/oauth2 does not understand the
+// timestamp that Moov documents.
 type Endpoint struct {
 	Server *httptest.Server
 
@@ -30,31 +30,32 @@ type Endpoint struct {
 
 	down     atomic.Bool
 	requests atomic.Int64
-	under    atomic.Int64 // requests under way
-	ended    atomic.Int64 // when the last one did, in nanoseconds since 1970
-	deaths   sync.Map     // access token to the time.Time at which it dies
+	under    atomic.Int64 // requests in progress
+	ended    atomic.Int64 // when the last request ended, in nanoseconds since 1970
+	deaths   sync.Map     // the time.Time at which each access token expires
 }
 
-// NewEndpoint starts an endpoint whose tokens live for whole seconds, and which
-// answers after latency.
+// NewEndpoint starts an endpoint that answers after latency. lifetime is that of
+// its tokens, in whole seconds.
 func NewEndpoint(lifetime, latency time.Duration) *Endpoint {
 	e := &Endpoint{lifetime: lifetime, latency: latency}
 	e.Server = httptest.NewTLSServer(e)
 	return e
 }
 
-// Config is how a source reaches e.
+// Config returns the configuration of a source that uses e.
 func (e *Endpoint) Config() Config {
 	return Config{TokenURL: e.Server.URL + "/oauth2/token", Client: e.Server.Client()}
 }
 
-// SetDown makes e answer 503, or no longer.
+// SetDown sets whether e answers 503 to each request.
 func (e *Endpoint) SetDown(down bool) { e.down.Store(down) }
 
-// Requests is how many have come.
+// Requests returns how many requests e has received.
 func (e *Endpoint) Requests() int64 { return e.requests.Load() }
 
-// Idle is how long ago the last request was answered; 0: one is under way.
+// Idle returns the time since the last request ended, or 0 while a request is in
+// progress.
 func (e *Endpoint) Idle() time.Duration {
 	if e.under.Load() > 0 {
 		return 0
@@ -104,7 +105,8 @@ func reply(token string, lifetime time.Duration) string {
 	return fmt.Sprintf(`{"access_token":%q,"token_type":"Bearer","expires_in":%d}`, token, int(lifetime.Seconds()))
 }
 
-// API is an API in the process: 200 to a live token of the endpoint, else 401.
+// API returns an API in this process. It answers 200 to a valid token of e, and
+// 401 to anything else.
 func (e *Endpoint) API() http.RoundTripper { return api{e} }
 
 type api struct{ *Endpoint }
@@ -118,7 +120,7 @@ func (a api) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// NewRequest is an API call such as an SDK makes.
+// NewRequest returns an API call like an SDK's.
 func NewRequest(ctx context.Context, baseURL string) *http.Request {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, baseURL+"/ping", nil)
 	if err != nil {
@@ -129,8 +131,8 @@ func NewRequest(ctx context.Context, baseURL string) *http.Request {
 	return req
 }
 
-// Nowhere answers 200 without looking, always with the same response: it is for
-// one goroutine. Last is the request that it had last.
+// Nowhere answers 200 to every request. It reuses its response, so only one
+// goroutine may use it. Last is the last request.
 type Nowhere struct {
 	Last *http.Request
 	resp http.Response
@@ -142,8 +144,7 @@ func (n *Nowhere) RoundTrip(req *http.Request) (*http.Response, error) {
 	return &n.resp, nil
 }
 
-// InMemory answers token requests without a network, and remembers none of its
-// tokens.
+// InMemory answers token requests without a network. It does not keep its tokens.
 type InMemory struct{}
 
 func (InMemory) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -159,8 +160,8 @@ func (InMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// retrying makes three attempts at a token request, with the back-off that
-// moovauth has: at random up to 200 ms, then up to 400 ms.
+// retrying makes up to three attempts at a token request, with moovauth's back-off:
+// a random wait of up to 200 ms, then of up to 400 ms.
 type retrying struct{ base http.RoundTripper }
 
 func (r *retrying) RoundTrip(req *http.Request) (*http.Response, error) {

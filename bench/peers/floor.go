@@ -1,7 +1,8 @@
 package peers
 
-// The floor: what no source can do without. It looks at its token with an
-// atomic load, at the time once, and hands out a copy. It fetches one token.
+// This file is the floor: the work that no source can avoid. It loads its token
+// atomically, reads the time once, and returns a copy of the token. It fetches only
+// one token.
 
 import (
 	"context"
@@ -34,7 +35,7 @@ func (f *floor) good(ctx context.Context) (*oauth2.Token, error) {
 	return f.current.Load(), f.err
 }
 
-// token is not inlined, so that its copy is one on the heap as with a peer's.
+// token is not inlined, so that its copy is on the heap, as with the peers.
 //
 //go:noinline
 func (f *floor) token(ctx context.Context) (*oauth2.Token, error) {
@@ -57,7 +58,7 @@ func newFloor(c Config) (*Source, error) {
 			}
 			return t.AccessToken, nil
 		},
-		// It sends the request as it is, with no header added.
+		// Through sends the request without adding a header.
 		Through: func(base http.RoundTripper) (Do, error) {
 			return func(req *http.Request) (*http.Response, error) {
 				if _, err := f.good(req.Context()); err != nil {

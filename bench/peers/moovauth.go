@@ -1,6 +1,6 @@
 package peers
 
-// moovauth, with its default settings.
+// This file is moovauth with its default settings.
 
 import (
 	"context"

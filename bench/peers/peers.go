@@ -1,6 +1,6 @@
-// Package peers puts moovauth and its peers behind one interface, so that each
-// is measured with the same token endpoint, token and goroutines. Each has a
-// file of its own, which says what it was given.
+// Package peers puts moovauth and its peers behind one interface, so that all are
+// measured with the same token endpoint, tokens and goroutines. Each has its own
+// file, which shows its configuration.
 package peers
 
 import (
@@ -21,39 +21,38 @@ const (
 	scope        = "/ping.read"
 )
 
-// Config is what a source is made with.
+// Config is the configuration of a source.
 type Config struct {
 	TokenURL string        // ends in /oauth2/token
 	Client   *http.Client  // for token requests
-	Retry    bool          // give peers that make one attempt at a token request as many as moovauth makes
-	Early    time.Duration // how long before expiry a token is replaced, if the peer lets one say; 0: its default
-	Expired  bool          // start with a token that has expired
+	Retry    bool          // make as many attempts at a token request as moovauth, for peers that make only one
+	Early    time.Duration // how long before its expiry a token is replaced, if the peer has such an option; 0: its default
+	Expired  bool          // the source begins with a token that has expired
 }
 
-// Source is one peer's source of one token.
+// Source provides one token, in the way of one peer.
 type Source struct {
-	// Token returns the access token. It is nil if the peer only has a call
-	// that makes a request.
+	// Token returns the access token. It is nil if the peer has no such call.
 	Token func(context.Context) (string, error)
 
-	// Through returns what sends a request on base with the token and the
-	// version header. It is nil if the peer has nothing that does.
+	// Through returns a function that sends a request to base, with the token
+	// and the version header. It is nil if the peer has no transport.
 	Through func(base http.RoundTripper) (Do, error)
 
-	// Held is what stays in memory for as long as the source is in use.
+	// Held is the object that stays in memory while the source is in use.
 	Held any
 }
 
-// Do sends a request, which it does not change.
+// Do sends a request. It does not change the request.
 type Do func(*http.Request) (*http.Response, error)
 
-// Peer is a package that keeps a token.
+// Peer is a package that caches a token.
 type Peer struct {
 	Name string
 	New  func(Config) (*Source, error)
 }
 
-// Names of the peers, and of the floor.
+// The names of the peers and of the floor.
 const (
 	Moovauth  = "moovauth"
 	XOAuth2   = "x-oauth2"
@@ -63,7 +62,7 @@ const (
 	Floor     = "floor"
 )
 
-// All has moovauth first, and ends with the floor.
+// All returns moovauth, its peers, and the floor, in the order of the tables.
 func All() []Peer {
 	return []Peer{
 		{Moovauth, newMoovauth},
@@ -75,12 +74,12 @@ func All() []Peer {
 	}
 }
 
-// fetcher makes one token request a call. Peers that cache what the caller
-// fetches are given it.
+// fetcher makes one token request per call. Some peers only cache a token, and
+// leave the token request to the caller. They use a fetcher.
 type fetcher struct {
 	config  *clientcredentials.Config
 	client  *http.Client
-	expired bool // the next token is an expired one
+	expired bool // the next call returns an expired token
 }
 
 func newFetcher(c Config) *fetcher {
@@ -118,7 +117,7 @@ func expiredToken() *oauth2.Token {
 	return &oauth2.Token{AccessToken: "expired", TokenType: "Bearer", Expiry: time.Now().Add(-time.Hour)}
 }
 
-// prime makes a source that starts with an expired token take it.
+// prime calls s.Token if c.Expired is set, so that s has the expired token.
 func prime(c Config, s *Source) (*Source, error) {
 	if !c.Expired {
 		return s, nil
@@ -127,8 +126,8 @@ func prime(c Config, s *Source) (*Source, error) {
 	return s, err
 }
 
-// versioned is the RoundTripper that a user of a transport without the version
-// header writes. It copies the request, as the contract of RoundTripper asks.
+// versioned adds the version header, as a user of a transport without it would. It
+// copies the request, because a RoundTripper must not change it.
 type versioned struct{ base http.RoundTripper }
 
 func (v *versioned) RoundTrip(req *http.Request) (*http.Response, error) {

@@ -1,7 +1,7 @@
 package peers
 
-// golang.org/x/oauth2/clientcredentials, and oauth2.Transport on a RoundTripper
-// that adds the version header.
+// This file is golang.org/x/oauth2/clientcredentials, and oauth2.Transport on a
+// RoundTripper that adds the version header.
 
 import (
 	"context"

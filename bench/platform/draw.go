@@ -1,7 +1,7 @@
 package platform
 
-// The picture: callers served over time, one column for each limit of the server;
-// and how long pages wait meanwhile.
+// This file draws the picture: the accounts served over time, one panel for each
+// limit of the server, and how long pages wait.
 
 import (
 	"bytes"
@@ -35,7 +35,7 @@ var (
 	grey = color.RGBA{R: 120, G: 120, B: 120, A: 255}
 )
 
-// served is how many had been served at each step up to end, in seconds.
+// servedBy returns how many accounts had a token at each step up to end, in seconds.
 func (c *crowd) servedBy(end float64) plotter.XYs {
 	var line plotter.XYs
 	n := 0
@@ -49,7 +49,7 @@ func (c *crowd) servedBy(end float64) plotter.XYs {
 	return line
 }
 
-// newPlot is an empty panel.
+// newPlot returns an empty panel.
 func newPlot(title string, x, y float64) *plot.Plot {
 	p := plot.New()
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, x, 0, y
@@ -69,11 +69,11 @@ func newPlot(title string, x, y float64) *plot.Plot {
 	return p
 }
 
-// panel is how many accounts have been served.
+// panel returns the panel that shows how many accounts have been served.
 func (r *results) panel(half int) (*plot.Plot, error) {
 	end := 1.3 * r.floor(half)
-	p := newPlot(fmt.Sprintf("The server takes %d a second", r.takes(half)), end, float64(r.accounts)*1.02)
-	p.X.Label.Text = "seconds since all wanted a token"
+	p := newPlot(fmt.Sprintf("The server accepts %d per second", r.takes(half)), end, float64(r.accounts)*1.02)
+	p.X.Label.Text = "seconds since all accounts asked"
 	if half == 0 {
 		p.Y.Label.Text = "accounts served"
 	}
@@ -84,7 +84,7 @@ func (r *results) panel(half int) (*plot.Plot, error) {
 	floor.Color, floor.Width, floor.Dashes = grey, 0.7, []vg.Length{2, 2}
 	p.Add(floor)
 	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = false, false, -4, 20
-	for i := len(subjects) - 1; i >= 0; i-- { // the first lies on top
+	for i := len(subjects) - 1; i >= 0; i-- { // the first one is on top
 		c := r.crowds[half][i]
 		line, err := plotter.NewLine(c.servedBy(end))
 		if err != nil {
@@ -95,9 +95,9 @@ func (r *results) panel(half int) (*plot.Plot, error) {
 	}
 	for i, s := range subjects {
 		c := r.crowds[half][i]
-		p.Legend.Add(fmt.Sprintf("%s: %d failed, %d refused", s.short, c.failed, c.refused), thumbnail(i))
+		p.Legend.Add(fmt.Sprintf("%s: %d failed, %d refused", s.name, c.failed, c.refused), thumbnail(i))
 	}
-	p.Legend.Add("as fast as the server takes them", floor)
+	p.Legend.Add("as fast as the server accepts them", floor)
 	return p, nil
 }
 
@@ -105,16 +105,17 @@ func thumbnail(i int) plot.Thumbnailer {
 	return &plotter.Line{LineStyle: draw.LineStyle{Color: colors[i], Width: 1.6}}
 }
 
-// pagesPanel is how long pages wait while accounts do. A page that fails is a dot.
+// pagesPanel returns the panel that shows how long pages wait while accounts wait. A
+// page that fails is a dot.
 func (r *results) pagesPanel() (*plot.Plot, error) {
 	most := 1.0
 	for _, met := range r.people {
 		most = max(most, slices.Max(met.waited).Seconds())
 	}
-	p := newPlot(fmt.Sprintf("A page each second, while %d accounts wait", r.waiting), float64(r.pages()), most*1.45)
-	p.Y.Min = -most / 50 // so that a line at 0 is seen
-	p.X.Label.Text = "seconds since the accounts wanted a token"
-	p.Y.Label.Text = "seconds until the page has its token"
+	p := newPlot(fmt.Sprintf("One page per second while %d accounts wait", r.waiting), float64(r.pages()), most*1.45)
+	p.Y.Min = -most / 50 // so that a line at 0 is visible
+	p.X.Label.Text = "seconds since the accounts asked"
+	p.Y.Label.Text = "seconds until the page has a token"
 	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = true, false, -4, -4
 	for i := len(subjects) - 1; i >= 0; i-- {
 		var served, failed plotter.XYs
@@ -144,7 +145,7 @@ func (r *results) pagesPanel() (*plot.Plot, error) {
 		}
 	}
 	for i, s := range subjects {
-		text := fmt.Sprintf("%s: %s at most", s.short, r.people[i].longest())
+		text := fmt.Sprintf("%s: %s at most", s.name, r.people[i].longest())
 		if failed := r.people[i].accounts.Load(); failed > 0 {
 			text += fmt.Sprintf("; %d accounts failed", failed)
 		}
@@ -157,7 +158,8 @@ func sans(size vg.Length) font.Font {
 	return font.Font{Typeface: "Liberation", Variant: "Sans", Size: size}
 }
 
-// paint draws the crowds as SVG, on a white ground, which a dark page needs.
+// paint writes the picture as SVG, on a white background, so that it is readable on
+// a dark page.
 func (r *results) paint(out io.Writer) error {
 	picture := vgsvg.New(width, height)
 	canvas := draw.New(picture)
@@ -184,7 +186,7 @@ func (r *results) paint(out io.Writer) error {
 	if _, err := picture.WriteTo(&svg); err != nil {
 		return err
 	}
-	// If the font is missing, a browser would take one with serifs.
+	// Without the font, a browser would use one with serifs.
 	_, err = out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
 	return err
 }

@@ -21,7 +21,7 @@ var (
 	svg  = flag.String("svg", "", "`file` to draw a full run to")
 )
 
-// bubble calls f in fake time.
+// bubble calls f in fake time and returns its result.
 func bubble[T any](t *testing.T, f func() (T, error)) (result T) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -45,7 +45,8 @@ func measure(t *testing.T, p plan) *results {
 	return r
 }
 
-// What is measured works: it is short, unless its results are wanted.
+// TestMeasure checks the code that is measured. It makes a short run, or a full one
+// if -o or -svg asks for the results.
 func TestMeasure(t *testing.T) {
 	p := short
 	if *text != "" || *svg != "" {
@@ -60,7 +61,7 @@ func TestMeasure(t *testing.T) {
 		assert.Zero(t, r.days[half][0].failed)
 		for i := range subjects {
 			assert.Equal(t, p.accounts, len(r.crowds[half][i].served)+r.crowds[half][i].failed)
-			assert.GreaterOrEqual(t, r.days[half][i].requests, p.accounts, subjects[i].title)
+			assert.GreaterOrEqual(t, r.days[half][i].requests, p.accounts, subjects[i].name)
 		}
 		assert.NotZero(t, r.crowds[half][len(subjects)-1].failed)
 	}
@@ -72,8 +73,8 @@ func TestMeasure(t *testing.T) {
 	r.write(&tables)
 	require.NoError(t, r.paint(&picture))
 	for _, s := range subjects {
-		assert.Equal(t, 6, strings.Count(tables.String(), "| "+s.title+" |"))
-		assert.Equal(t, 3, strings.Count(picture.String(), ">"+s.short+": "))
+		assert.Equal(t, 6, strings.Count(tables.String(), "| "+s.name+" |"))
+		assert.Equal(t, 3, strings.Count(picture.String(), ">"+s.name+": "))
 	}
 	for decoder := xml.NewDecoder(bytes.NewReader(picture.Bytes())); ; {
 		_, err := decoder.Token()

@@ -1,6 +1,6 @@
 package platform
 
-// This file is how it is measured. Everything here is called in a synctest bubble.
+// This file is the measurement. All of it runs in a synctest bubble.
 
 import (
 	"fmt"
@@ -19,14 +19,14 @@ import (
 
 const lifetime = 15 * time.Minute // of a token
 
-// plan is what is measured.
+// plan is the size of a run.
 type plan struct {
 	accounts  int
-	perSecond int           // that the key is said to be allowed
-	every     time.Duration // a caller of a platform that runs wants a token
-	length    time.Duration // of such a run
+	perSecond int           // requests per second that the key's owner assumes
+	every     time.Duration // between two calls of an account in run
+	length    time.Duration // of run
 	weighed   int           // accounts whose memory is measured
-	waiting   int           // accounts that all want a token when pages come
+	waiting   int           // accounts that ask for a token before the pages do
 }
 
 var (
@@ -34,14 +34,14 @@ var (
 	short = plan{accounts: 200, perSecond: 20, every: time.Minute, length: 20 * time.Minute, weighed: 500, waiting: 400}
 )
 
-// crowd is what came of accounts that all want a token at once.
+// crowd is the result of atOnce.
 type crowd struct {
-	served  []time.Duration // when each got it, in order
+	served  []time.Duration // when each account had its token, in order
 	failed  int             // callers that got an error
 	refused int             // requests answered 429
 }
 
-// day is what came of a platform that runs.
+// day is the result of run.
 type day struct {
 	calls, failed     int
 	slow              int // calls that waited for more than a second
@@ -49,15 +49,15 @@ type day struct {
 	requests, refused int
 }
 
-// people is what came of pages that ask for a token while accounts wait for
-// theirs: one page each second, until all accounts have been served, and a little longer.
+// people is the result of meet. The slices have an element for each page.
 type people struct {
-	waited   []time.Duration // until its token or its error
+	waited   []time.Duration // until the page had its token or an error
 	failed   []bool
-	accounts atomic.Int64 // that failed
+	accounts atomic.Int64 // accounts that failed
 }
 
-// network is the way to a server: 60 to 100 ms there and back, the same on each run.
+// network is the network to a server. The round trip takes 60 to 100 ms, at random
+// but the same in each run.
 type network struct {
 	base http.RoundTripper
 
@@ -82,17 +82,17 @@ func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// open is a server that takes so many requests a second, and s on it.
+// open starts a server that accepts takes requests per second, and opens s for it.
 func (p plan) open(s subject, takes int) (*moovtest.Server, *network, func(string) error, any, error) {
 	server := moovtest.NewInMemory(moovtest.WithRateLimit(takes), moovtest.WithLifetime(lifetime),
-		moovtest.WithExpiresInSeconds()) // what clientcredentials can read
+		moovtest.WithExpiresInSeconds()) // clientcredentials does not understand a timestamp
 	n := &network{base: server.Transport(), random: rand.New(rand.NewPCG(1, 2))}
 	token, all, err := s.open(key{id: server.ClientID, secret: server.ClientSecret, url: server.URL,
 		client: &http.Client{Transport: n}, perSecond: p.perSecond})
 	return server, n, token, all, err
 }
 
-// atOnce lets all accounts want a token at the same time, once.
+// atOnce lets all accounts request one token at the same time.
 func (p plan) atOnce(s subject, takes int) (*crowd, error) {
 	server, n, token, _, err := p.open(s, takes)
 	if err != nil {
@@ -121,7 +121,7 @@ func (p plan) atOnce(s subject, takes int) (*crowd, error) {
 	return c, nil
 }
 
-// run lets all accounts start at once, and then each want a token again and again.
+// run lets all accounts start at once, and then ask for a token again and again.
 func (p plan) run(s subject, takes int) (*day, error) {
 	server, n, token, _, err := p.open(s, takes)
 	if err != nil {
@@ -153,13 +153,13 @@ func (p plan) run(s subject, takes int) (*day, error) {
 		})
 	}
 	callers.Wait()
-	time.Sleep(time.Minute) // for what goes on in the background
+	time.Sleep(time.Minute) // for refreshes in the background
 	d.requests, d.refused = n.requests, n.refused
 	return d, nil
 }
 
-// meet lets pages ask for tokens, one each second, after p.waiting accounts have
-// all asked for theirs.
+// meet lets p.waiting accounts request a token at once, and then one page per second
+// request one, until all accounts have been served and a little longer.
 func (p plan) meet(s subject) (*people, error) {
 	server, _, token, all, err := p.open(s, p.perSecond)
 	if err != nil {
@@ -180,7 +180,7 @@ func (p plan) meet(s subject) (*people, error) {
 			}
 		})
 	}
-	time.Sleep(time.Millisecond) // the accounts come first
+	time.Sleep(time.Millisecond) // so that the accounts ask first
 	for i := range pages {
 		callers.Go(func() {
 			asked := time.Now()
@@ -193,17 +193,17 @@ func (p plan) meet(s subject) (*people, error) {
 	return met, nil
 }
 
-// pages is how many pages come.
+// pages returns the number of pages in meet.
 func (p plan) pages() int { return p.waiting*12/10/p.perSecond + 1 }
 
-// weight is the memory that an account takes, in bytes, its token included.
+// weight is the memory of an account in bytes, including its token.
 type weight struct{ first, later float64 }
 
-// tokenSize is the length of an access token: that of moovtest's.
+// tokenSize is the length of an access token, the same as in moovtest.
 const tokenSize = 250
 
-// weigh measures what p.weighed accounts hold after each has got its first token,
-// and after an hour in which each was asked for every minute.
+// weigh measures the memory of p.weighed accounts, first when each has one token,
+// and again after an hour in which each was asked for its token every minute.
 func (p plan) weigh(s subject) (*weight, error) {
 	token, all, err := s.open(key{id: "public-key", secret: "secret-key", url: "https://moov.test",
 		client: &http.Client{Transport: new(press)}, perSecond: 1e6})
@@ -230,7 +230,7 @@ func (p plan) weigh(s subject) (*weight, error) {
 	return w, nil
 }
 
-// press is a server that hands out tokens and remembers nothing.
+// press is a server that issues tokens and does not keep them.
 type press struct{ n atomic.Int64 }
 
 func (p *press) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -240,8 +240,8 @@ func (p *press) RoundTrip(req *http.Request) (*http.Response, error) {
 		Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
 }
 
-// warm has n goroutines at a time, so that what the runtime keeps of goroutines
-// that have ended is not counted as somebody's.
+// warm starts n goroutines at a time. The runtime keeps some memory of ended
+// goroutines, so this memory is allocated before the measurement.
 func warm(n int) {
 	end := make(chan struct{})
 	var goroutines sync.WaitGroup
@@ -252,7 +252,7 @@ func warm(n int) {
 	goroutines.Wait()
 }
 
-// used is the memory in use after a collection.
+// used returns the memory in use after a garbage collection.
 func used() float64 {
 	runtime.GC()
 	runtime.GC()

@@ -1,12 +1,11 @@
-// Package platform measures a platform with many accounts: one that starts at
-// once, and one that runs for an hour, on an API key that is allowed so many
-// requests a second. All is in fake time, against moovtest, so a run takes
-// seconds and a faster machine changes nothing but the bytes:
+// Package platform measures a platform with many accounts on one API key, whose
+// requests per second are limited. It runs in fake time against moovtest. So a run
+// takes seconds, and the speed of the machine does not matter:
 //
 //	go test ./platform -args -o results/platform.txt -svg platform.svg
 package platform
 
-// This file is what is measured: how one gets a token for each account.
+// This file has the code that is measured: ways to obtain a token for each account.
 
 import (
 	"context"
@@ -22,26 +21,26 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// key is an API key, and the way to the server that knows it.
+// key is an API key and its server.
 type key struct {
 	id, secret string
 	url        string
 	client     *http.Client
-	perSecond  int // what its owner was told that it is allowed
+	perSecond  int // requests per second that its owner assumes
 }
 
-// subject is a way to get many tokens.
+// subject is a way to obtain many tokens.
 type subject struct {
-	title string // in the tables
-	short string // in the picture
-	// open returns what gets the token of an account. all is what holds its state.
+	name string
+	// open returns a function that obtains the token of an account, and the object
+	// that holds the state of all accounts.
 	open func(k key) (token func(scope string) error, all any, err error)
-	// mint gets a token for a page, where that is not the same.
+	// mint obtains a token for a page; nil: the same function does.
 	mint func(all any, scope string) error
 }
 
 var subjects = []subject{
-	{"moovauth/platform", "moovauth/platform", func(k key) (func(string) error, any, error) {
+	{"moovauth/platform", func(k key) (func(string) error, any, error) {
 		tokens, err := platform.New(k.credentials(), platform.WithRate(float64(k.perSecond)),
 			platform.WithSource(moovauth.WithBaseURL(k.url), moovauth.WithHTTPClient(k.client)))
 		if err != nil {
@@ -59,7 +58,7 @@ var subjects = []subject{
 		_, err := all.(*platform.Tokens).Mint(context.Background(), scope)
 		return err
 	}},
-	{"moovauth sources, one rate.Limiter", "moovauth, rate.Limiter", func(k key) (func(string) error, any, error) {
+	{"moovauth, rate.Limiter", func(k key) (func(string) error, any, error) {
 		limiter := rate.NewLimiter(rate.Limit(k.perSecond), 1)
 		m := &sources{new: func(scope string) (oauth2.TokenSource, error) {
 			return moovauth.NewTokenSource(k.credentials(), moovauth.WithScopes(scope), moovauth.WithLimiter(limiter),
@@ -67,12 +66,12 @@ var subjects = []subject{
 		}}
 		return m.token, m, nil
 	}, nil},
-	{"clientcredentials, a rate.Limiter in the RoundTripper", "x/oauth2, rate.Limiter", func(k key) (func(string) error, any, error) {
+	{"x/oauth2, rate.Limiter", func(k key) (func(string) error, any, error) {
 		limited := &limited{k.client.Transport, rate.NewLimiter(rate.Limit(k.perSecond), 1)}
 		m := &sources{new: k.clientCredentials(&http.Client{Transport: limited})}
 		return m.token, m, nil
 	}, nil},
-	{"clientcredentials", "x/oauth2", func(k key) (func(string) error, any, error) {
+	{"x/oauth2", func(k key) (func(string) error, any, error) {
 		m := &sources{new: k.clientCredentials(k.client)}
 		return m.token, m, nil
 	}, nil},
@@ -91,7 +90,7 @@ func (k key) clientCredentials(client *http.Client) func(scope string) (oauth2.T
 	}
 }
 
-// sources is the map that a user would write.
+// sources is a map of sources, as a user would write it.
 type sources struct {
 	new func(scope string) (oauth2.TokenSource, error)
 
@@ -118,7 +117,7 @@ func (s *sources) token(scope string) error {
 	return err
 }
 
-// limited is a RoundTripper that waits for its turn, as a user would write it.
+// limited is a RoundTripper that waits for a rate.Limiter, as a user would write it.
 type limited struct {
 	base    http.RoundTripper
 	limiter *rate.Limiter

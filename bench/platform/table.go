@@ -1,6 +1,6 @@
 package platform
 
-// The tables: what came of each run.
+// This file writes the tables of the results.
 
 import (
 	"fmt"
@@ -10,27 +10,29 @@ import (
 	"time"
 )
 
-// results are those of all subjects, in their order.
+// results are the results of all subjects, in the order of subjects.
 type results struct {
 	plan
-	crowds [2][]*crowd // the server takes the rate, and half of it
+	crowds [2][]*crowd // the server accepts p.perSecond, or half of it
 	days   [2][]*day
 	weighs []*weight
 	people []*people
 }
 
-// takes is what the server takes in a second, in either run.
+// takes returns how many requests per second the server accepts: perSecond, or half of
+// it if half is 1.
 func (p plan) takes(half int) int { return []int{p.perSecond, p.perSecond / 2}[half] }
 
-// floor is when the last could be served at the earliest.
+// floor returns the shortest possible time until the last account is served, in
+// seconds.
 func (p plan) floor(half int) float64 { return float64(p.accounts) / float64(p.takes(half)) }
 
 func (r *results) write(out io.Writer) {
-	fmt.Fprintf(out, "%d accounts, each with a token of its own, on one API key; requests take 60 to 100 ms; all but clientcredentials alone assume %d requests a second.\n",
+	fmt.Fprintf(out, "%d accounts share one API key, and each has its own token. A request takes 60 to 100 ms. All but the plain x/oauth2 are set to %d requests per second.\n",
 		r.accounts, r.perSecond)
 	for half, crowds := range r.crowds {
-		fmt.Fprintf(out, "\nAll want a token at once, and the server takes %d a second:\n\n", r.takes(half))
-		fmt.Fprintln(out, "| | served | failed | requests refused | the last served | beside the floor |")
+		fmt.Fprintf(out, "\nAll accounts request a token at once, and the server accepts %d requests per second:\n\n", r.takes(half))
+		fmt.Fprintln(out, "| | served | failed | requests refused | last served after | ratio to the minimum |")
 		fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|")
 		for i, c := range crowds {
 			last, beside := "", ""
@@ -41,35 +43,35 @@ func (r *results) write(out io.Writer) {
 					beside = fmt.Sprintf("%.2f×", at.Seconds()/r.floor(half))
 				}
 			}
-			fmt.Fprintf(out, "| %s | %d | %d | %d | %s | %s |\n", subjects[i].title, len(c.served), c.failed, c.refused, last, beside)
+			fmt.Fprintf(out, "| %s | %d | %d | %d | %s | %s |\n", subjects[i].name, len(c.served), c.failed, c.refused, last, beside)
 		}
 	}
 	for half, days := range r.days {
-		fmt.Fprintf(out, "\nAll start at once and want a token every %s for %s, tokens live for %s, and the server takes %d a second:\n\n",
+		fmt.Fprintf(out, "\nAll accounts start at once and ask for a token every %s for %s. Tokens live for %s, and the server accepts %d requests per second:\n\n",
 			plain(r.every), plain(r.length), plain(lifetime), r.takes(half))
 		fmt.Fprintln(out, "| | calls | failed | waited for over 1 s | longest wait | token requests | refused |")
 		fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|--:|")
 		for i, d := range days {
 			fmt.Fprintf(out, "| %s | %d | %d | %d | %.1f s | %d | %d |\n",
-				subjects[i].title, d.calls, d.failed, d.slow, d.longest.Round(100*time.Millisecond).Seconds(), d.requests, d.refused)
+				subjects[i].name, d.calls, d.failed, d.slow, d.longest.Round(100*time.Millisecond).Seconds(), d.requests, d.refused)
 		}
 	}
-	fmt.Fprintf(out, "\n%d accounts want a token at once, and then a page asks for one each second; the server takes %d a second:\n\n", r.waiting, r.perSecond)
+	fmt.Fprintf(out, "\n%d accounts request a token at once, and then one page per second does. The server accepts %d requests per second:\n\n", r.waiting, r.perSecond)
 	fmt.Fprintln(out, "| | pages | failed | waited for over 1 s | over 10 s | longest wait | accounts that failed |")
 	fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|--:|")
 	for i, met := range r.people {
 		fmt.Fprintf(out, "| %s | %d | %d | %d | %d | %s | %d |\n",
-			subjects[i].title, len(met.waited), met.count(), met.over(time.Second), met.over(10*time.Second), met.longest(), met.accounts.Load())
+			subjects[i].name, len(met.waited), met.count(), met.over(time.Second), met.over(10*time.Second), met.longest(), met.accounts.Load())
 	}
-	fmt.Fprintf(out, "\nBytes for each of %d accounts, its token of %d bytes included:\n\n", r.weighed, tokenSize)
+	fmt.Fprintf(out, "\nMemory in bytes for each of %d accounts, including its token of %d bytes:\n\n", r.weighed, tokenSize)
 	fmt.Fprintln(out, "| | with its first token | after an hour |")
 	fmt.Fprintln(out, "|---|--:|--:|")
 	for i, w := range r.weighs {
-		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", subjects[i].title, w.first, w.later)
+		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", subjects[i].name, w.first, w.later)
 	}
 }
 
-// count is how many failed.
+// count returns how many pages failed.
 func (met *people) count() (n int) {
 	for _, failed := range met.failed {
 		if failed {
@@ -79,7 +81,7 @@ func (met *people) count() (n int) {
 	return n
 }
 
-// over is how many waited for longer than d.
+// over returns how many pages waited for longer than d.
 func (met *people) over(d time.Duration) (n int) {
 	for _, waited := range met.waited {
 		if waited > d {
@@ -93,7 +95,7 @@ func (met *people) longest() string {
 	return fmt.Sprintf("%.1f s", slices.Max(met.waited).Seconds())
 }
 
-// plain is d without the minutes and seconds that are 0.
+// plain formats d without minutes and seconds that are 0.
 func plain(d time.Duration) string {
 	text := d.String()
 	if strings.HasSuffix(text, "m0s") {

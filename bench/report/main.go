@@ -1,10 +1,10 @@
-// Report turns the output of one go test -bench run, of one rollover run and of
-// one run of platform into the tables of README.md, which it writes between their
-// marks:
+// Report reads the output of the benchmarks, of rollover and of platform. It writes
+// their tables into README.md, and the rollover's into docs/peers.md, each between
+// two marks:
 //
 //	go run ./report -bench results/bench.txt -rollover results/rollover.txt -platform results/platform.txt -o README.md -brief ../docs/peers.md
 //
-// If a benchmark was run several times, its median counts.
+// If the output has several results of a benchmark, report uses the median.
 package main
 
 import (
@@ -27,7 +27,7 @@ func main() {
 	rollover := flag.String("rollover", "results/rollover.txt", "`file` with the output of rollover")
 	platform := flag.String("platform", "results/platform.txt", "`file` with the tables of platform")
 	out := flag.String("o", "README.md", "`file` to write the tables to")
-	brief := flag.String("brief", "../docs/peers.md", "`file` to write the rollover's tables alone to")
+	brief := flag.String("brief", "../docs/peers.md", "`file` to write only the rollover's tables to")
 	flag.Parse()
 	if err := update(*bench, *rollover, *platform, *out, *brief); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
@@ -60,7 +60,7 @@ func update(bench, rollover, platform, readme, brief string) error {
 	)
 }
 
-// section is what stands between two marks.
+// section is the text between two marks.
 type section struct{ name, text string }
 
 func rewrite(file string, sections ...section) error {
@@ -76,7 +76,7 @@ func rewrite(file string, sections ...section) error {
 	return os.WriteFile(file, text, 0o644)
 }
 
-// tablesOf is rolled without what each peer was given.
+// tablesOf returns rolled without the list of each peer's configuration.
 func tablesOf(rolled string) string {
 	var out strings.Builder
 	for line := range strings.Lines(rolled) {
@@ -87,7 +87,7 @@ func tablesOf(rolled string) string {
 	return strings.ReplaceAll(out.String(), "\n\n\n", "\n\n")
 }
 
-// splice puts what between the marks of a section.
+// splice replaces the text between the marks of a section with what.
 func splice(text []byte, section, what string) ([]byte, error) {
 	begin, end := "<!-- "+section+" -->\n", "<!-- end of "+section+" -->\n"
 	before, rest, found := bytes.Cut(text, []byte(begin))
@@ -98,13 +98,13 @@ func splice(text []byte, section, what string) ([]byte, error) {
 	return slices.Concat(before, []byte(begin+"\n"+strings.Trim(what, "\n")+"\n\n"+end), after), nil
 }
 
-// results are the figures of one run.
+// results are the figures of one run, and the machine that it ran on.
 type results struct {
 	machine map[string]string
 	values  map[key][]float64
 }
 
-// key names a figure.
+// key identifies a figure.
 type key struct{ benchmark, peer, unit string }
 
 // read reads the output of go test -bench.
@@ -139,7 +139,7 @@ func read(r io.Reader, name string) (*results, error) {
 	return all, lines.Err()
 }
 
-// value is the median of what was measured.
+// value returns the median of the figures for at, and whether there is one.
 func (r *results) value(at key) (float64, bool) {
 	values := slices.Sorted(slices.Values(r.values[at]))
 	n := len(values)
@@ -149,7 +149,7 @@ func (r *results) value(at key) (float64, bool) {
 	return (values[(n-1)/2] + values[n/2]) / 2, true
 }
 
-// row is one line of a table.
+// row is a row of a table.
 type row struct {
 	title, benchmark, unit string
 }
@@ -158,23 +158,23 @@ var tables = []struct {
 	title string
 	rows  []row
 }{
-	{"`Token`, while it is fresh", []row{
+	{"`Token` with a fresh token", []row{
 		{"one goroutine", "Token/goroutines=1", "sec/op"},
-		{"one goroutine a core", "Token/goroutines=cores", "sec/op"},
+		{"one goroutine per core", "Token/goroutines=cores", "sec/op"},
 		{"1,000 goroutines", "Token/goroutines=1000", "sec/op"},
 		{"memory", "Token/goroutines=1", "B/op"},
 		{"allocations", "Token/goroutines=1", "allocs/op"},
 	}},
-	{"A request through the transport, on a base that does nothing", []row{
+	{"A request through the transport, with a base that does nothing", []row{
 		{"time", "Request", "sec/op"},
 		{"memory", "Request", "B/op"},
 		{"allocations", "Request", "allocs/op"},
 	}},
-	{"An expired token, met by 1,000 goroutines at once; the endpoint takes 5 ms", []row{
-		{"until the last has its token", "Expired", "sec/op"},
+	{"1,000 goroutines find an expired token at the same time, and the endpoint takes 5 ms", []row{
+		{"time until the last one has a token", "Expired", "sec/op"},
 		{"token requests", "Expired", "requests"},
 	}},
-	{"What a source with a token holds", []row{
+	{"Memory of a source with a token", []row{
 		{"memory", "Memory", "bytes/source"},
 	}},
 }
@@ -188,7 +188,7 @@ var columns = []struct{ peer, title string }{
 	{peers.Floor, "floor"},
 }
 
-// describe says of the machine what the run said.
+// describe returns what the output says about the machine.
 func (r *results) describe() []string {
 	var parts []string
 	for _, part := range []struct{ key, format string }{
@@ -222,7 +222,8 @@ func (r *results) markdown() string {
 	return out.String()
 }
 
-// cell is a figure, and for a peer the ratio to ours: 2× is twice as much.
+// cell returns a figure. For a peer it adds the ratio to moovauth's figure: 2× is
+// twice as much.
 func (r *results) cell(row row, peer string) string {
 	value, ok := r.value(key{row.benchmark, peer, row.unit})
 	if !ok {
@@ -235,7 +236,7 @@ func (r *results) cell(row row, peer string) string {
 	return text
 }
 
-// write is value to three figures.
+// write formats value, times with three significant figures.
 func write(value float64, unit string) string {
 	switch {
 	case unit == "sec/op" && value < 1e-6:

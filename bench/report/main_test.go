@@ -36,7 +36,7 @@ func TestTables(t *testing.T) {
 		"| one goroutine | 100 ns |  |  |  | 50 ns (0.50×) |  |",
 		"| allocations | 1 |  |  |  | 0 |  |",
 		"| time |  | 1.39 µs |  |  |  |  |",
-		"| until the last has its token | 6.33 ms |  |  |  |  |  |",
+		"| time until the last one has a token | 6.33 ms |  |  |  |  |  |",
 		"| token requests | 1 |  |  |  |  |  |",
 		"| memory | 3678 B |  |  |  |  |  |",
 	} {

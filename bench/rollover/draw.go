@@ -1,6 +1,7 @@
 package main
 
-// The picture: one row a peer, one column a run, the same axes for all.
+// This file draws the picture. It has one row per peer and one column per run, all
+// with the same axes.
 
 import (
 	"bytes"
@@ -20,7 +21,7 @@ const (
 	width     = 820 * vg.Inch / 96 // 820 pixels
 	rowHeight = 132 * vg.Inch / 96
 	heading   = 20
-	slots     = 480 // of a panel, each drawn as one line
+	slots     = 480 // of a panel; each is drawn as one line
 
 	lowest, highest = 1e-5, 10 // seconds, of the latency axis
 )
@@ -33,9 +34,9 @@ var (
 	dotted = color.RGBA{R: 120, G: 120, B: 120, A: 255}
 )
 
-// slowest draws the slowest call of each slot as a line from the foot of the
-// panel up to its latency: dark if it stalled, red if it failed. Since a
-// call may fail at once, there is a red mark at the top too.
+// slowest draws the slowest call of each slot as a line from the bottom of the
+// panel to the call's latency. The line is dark if the call stalled, and red if it
+// failed. A call can fail at once, so there is also a red mark at the top.
 type slowest struct {
 	title                 string
 	good, stalled, failed []float64 // seconds, by slot; 0: none
@@ -46,7 +47,7 @@ type slowest struct {
 func newSlowest(l *lane) *slowest {
 	sum := summarize(l.calls)
 	s := &slowest{
-		title: fmt.Sprintf("%s: %d callers stalled, %d calls failed", titles[l.peer.Name], sum.stalled, sum.failed),
+		title: fmt.Sprintf("%s: %d calls over 10 ms, %d failed", titles[l.peer.Name], sum.stalled, sum.failed),
 		good:  make([]float64, slots), stalled: make([]float64, slots), failed: make([]float64, slots),
 		slot: l.length.Seconds() / slots,
 	}
@@ -73,11 +74,11 @@ func newSlowest(l *lane) *slowest {
 // Plot implements plot.Plotter.
 func (s *slowest) Plot(c draw.Canvas, p *plot.Plot) {
 	x, y := p.Transforms(&c)
-	foot := y(lowest)
+	bottom := y(lowest)
 	c.FillText(text(p, 9), vg.Point{X: c.Min.X, Y: c.Max.Y + 3}, s.title)
 	if s.down[1] > 0 {
 		c.FillPolygon(shade, []vg.Point{
-			{X: x(s.down[0]), Y: foot}, {X: x(s.down[1]), Y: foot}, {X: x(s.down[1]), Y: y(highest)}, {X: x(s.down[0]), Y: y(highest)},
+			{X: x(s.down[0]), Y: bottom}, {X: x(s.down[1]), Y: bottom}, {X: x(s.down[1]), Y: y(highest)}, {X: x(s.down[0]), Y: y(highest)},
 		})
 	}
 	c.SetLineDash([]vg.Length{2, 2}, 0)
@@ -92,7 +93,7 @@ func (s *slowest) Plot(c draw.Canvas, p *plot.Plot) {
 		for i, latency := range layer.latency {
 			if latency > 0 {
 				at := x((float64(i) + 0.5) * s.slot)
-				lines = append(lines, segment{vg.Point{X: at, Y: foot}, vg.Point{X: at, Y: y(min(max(latency, lowest), highest))}})
+				lines = append(lines, segment{vg.Point{X: at, Y: bottom}, vg.Point{X: at, Y: y(min(max(latency, lowest), highest))}})
 			}
 		}
 		stroke(c, layer.color, layer.width, lines)
@@ -124,7 +125,7 @@ func stroke(c draw.Canvas, in color.Color, width vg.Length, lines []segment) {
 	c.Stroke(path)
 }
 
-// panel is one lane's.
+// panel returns the panel of a lane.
 func panel(l *lane, bottom, left bool) *plot.Plot {
 	p := plot.New()
 	p.X.Min, p.X.Max = 0, l.length.Seconds()
@@ -160,7 +161,7 @@ func panel(l *lane, bottom, left bool) *plot.Plot {
 	return p
 }
 
-// text is in p's style, from the left.
+// text returns p's text style, aligned to the left.
 func text(p *plot.Plot, size vg.Length) draw.TextStyle {
 	style := p.Title.TextStyle
 	style.Font, style.XAlign, style.YAlign = sans(size), draw.XLeft, draw.YBottom
@@ -171,7 +172,7 @@ func sans(size vg.Length) font.Font {
 	return font.Font{Typeface: "Liberation", Variant: "Sans", Size: size}
 }
 
-// paint draws the lanes as SVG.
+// paint writes the picture as SVG.
 func paint(out io.Writer, all *lanes) error {
 	picture := vgsvg.New(width, heading+rowHeight*vg.Length(len(all.outage)))
 	compose(draw.New(picture), all)
@@ -179,12 +180,13 @@ func paint(out io.Writer, all *lanes) error {
 	if _, err := picture.WriteTo(&svg); err != nil {
 		return err
 	}
-	// If the font is missing, a browser would take one with serifs.
+	// Without the font, a browser would use one with serifs.
 	_, err := out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
 	return err
 }
 
-// compose puts the panels on a white ground, which a dark page needs.
+// compose draws the panels on a white background, so that they are readable on a
+// dark page.
 func compose(canvas draw.Canvas, all *lanes) {
 	canvas.SetColor(color.White)
 	canvas.Fill(canvas.Rectangle.Path())
@@ -198,7 +200,7 @@ func compose(canvas draw.Canvas, all *lanes) {
 		for j, at := range row {
 			panels[i][j].Draw(at)
 			if i == 0 {
-				title := []string{"The endpoint is up", "The endpoint is down while shaded"}[j]
+				title := []string{"The endpoint is up", "The endpoint is down in the shaded time"}[j]
 				data := panels[i][j].DataCanvas(at)
 				canvas.FillText(text(panels[i][j], 11), vg.Point{X: data.Min.X, Y: canvas.Max.Y - heading}, title)
 			}

@@ -1,6 +1,6 @@
 package main
 
-// A lane is one peer with an endpoint, an API and callers of its own.
+// This file runs a lane: one peer with its own endpoint, API and callers.
 
 import (
 	"context"
@@ -14,9 +14,9 @@ import (
 	"github.com/moovauth/moovauth/bench/peers"
 )
 
-// lane has a clock, which starts with the first token. Callers of azcore rest
-// for a while after each token request, as it makes no early attempt within
-// 30 s of the last: then their lane's clock stands still.
+// lane has a clock, which starts with the first token. Azcore makes no early
+// attempt within 30 s of the last one. So its callers rest after each token request,
+// and the lane's clock stops meanwhile.
 type lane struct {
 	timetable
 	peer   peers.Peer
@@ -26,17 +26,17 @@ type lane struct {
 	rested   atomic.Int64 // nanoseconds
 	resting  atomic.Bool
 	calls    []call // by start
-	requests int64  // for tokens
+	requests int64  // token requests
 }
 
 // call is one call of the API.
 type call struct {
-	at     time.Duration // when it was begun
+	at     time.Duration // when it began
 	took   time.Duration
-	failed bool // with an error, or a 401
+	failed bool // it returned an error or a 401
 }
 
-// clock is the lane's time.
+// clock returns the lane's time.
 func (l *lane) clock() time.Duration {
 	return time.Since(l.start) - time.Duration(l.rested.Load())
 }
@@ -75,7 +75,7 @@ func (l *lane) run(ctx context.Context) error {
 	var all sync.WaitGroup
 	for i := range calls {
 		all.Go(func() {
-			pause(ctx, l.every*time.Duration(i)/callers) // so that callers do not come in step
+			pause(ctx, l.every*time.Duration(i)/callers) // so that the callers do not all call at the same time
 			calls[i] = l.caller(ctx, do, peers.NewRequest(context.Background(), endpoint.Server.URL))
 		})
 	}
@@ -87,8 +87,8 @@ func (l *lane) run(ctx context.Context) error {
 	return nil
 }
 
-// through is source's way to send requests on base; if it has none that
-// sends the token, a user's.
+// through returns a function that sends requests to base with the token. If the
+// peer has no transport for that, it uses code that a user would write.
 func through(peer peers.Peer, source *peers.Source, base http.RoundTripper) (peers.Do, error) {
 	if source.Through != nil && peer.Name != peers.Floor {
 		return source.Through(base)
@@ -136,11 +136,11 @@ func (l *lane) caller(ctx context.Context, do peers.Do, req *http.Request) []cal
 	}
 }
 
-// conduct lets the callers rest, takes the endpoint down and up again, and
-// stops all at the end.
+// conduct lets the callers rest, begins and ends the outage of the endpoint, and
+// stops everything at the end.
 func (l *lane) conduct(stop func(), endpoint *peers.Endpoint, rest time.Duration) {
 	defer stop()
-	const settled = time.Second // after which a token request is over, and all that comes of it
+	const settled = time.Second // after a token request, until all its effects are over
 	next := time.NewTicker(time.Millisecond)
 	defer next.Stop()
 	seen := int64(0)

@@ -1,10 +1,10 @@
-// Rollover drives callers through the expiry of several tokens, for each peer
-// twice: with a token endpoint that is merely slow, and with one that is down
-// for a while just as the first token is due. It prints what the callers saw,
-// and draws it.
+// Rollover measures the latency of API calls while several tokens expire. It runs
+// each peer twice: with a token endpoint that is only slow, and with one that is down
+// for a while when the first token should be refreshed. It prints tables and draws a
+// picture.
 //
-// Token requests are real, over HTTP on loopback. API calls end in the process,
-// which answers 401 if the token is dead.
+// Token requests are real, over HTTP on loopback. API calls do not leave the
+// process. They return 401 if the token has expired.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 )
 
 func main() {
-	quick := flag.Bool("quick", false, "take seconds, with shorter tokens and a faster endpoint")
+	quick := flag.Bool("quick", false, "run for seconds, with shorter tokens and a faster endpoint")
 	svg := flag.String("svg", "rollover.svg", "`file` to draw to")
 	flag.Parse()
 	t := full
@@ -35,10 +35,10 @@ func main() {
 	}
 }
 
-// lanes are what a run had, with the endpoint up and with it down for a while.
+// lanes are the lanes of all peers, with the endpoint up and with an outage.
 type lanes struct{ steady, outage []*lane }
 
-// report runs the lanes, prints what came of it and draws it.
+// report runs the lanes, prints the tables and draws the picture.
 func report(t timetable, out io.Writer, svg string) (*lanes, error) {
 	all, err := run(t)
 	if err != nil {
@@ -56,16 +56,16 @@ func report(t timetable, out io.Writer, svg string) (*lanes, error) {
 	return all, errors.Join(paint(f, all), f.Close())
 }
 
-// timetable is what happens when, on the lanes' clocks.
+// timetable says what happens when, on the lanes' clocks.
 type timetable struct {
 	length   time.Duration // of a run, which starts with the first token
 	lifetime time.Duration // of a token
-	early    time.Duration // before its expiry that a peer is to replace it, if the peer lets one say
+	early    time.Duration // how long before its expiry a token is replaced, if the peer has such an option
 	latency  time.Duration // of the endpoint
 	downFrom time.Duration // in the run with an outage
 	downTo   time.Duration
-	rest     time.Duration // azcore's, see lane
-	every    time.Duration // a caller makes a call
+	rest     time.Duration // of azcore's callers: see lane
+	every    time.Duration // between two calls of a caller
 }
 
 const callers = 64
@@ -83,17 +83,17 @@ var (
 	}
 )
 
-// Titles of the peers, in the table and above the panels.
+// The titles of the peers in the tables and above the panels.
 var titles = map[string]string{
 	peers.Moovauth:  "moovauth",
 	peers.XOAuth2:   "golang.org/x/oauth2",
 	peers.CloudAuth: "cloud.google.com/go/auth",
 	peers.Azcore:    "azcore",
 	peers.AWS:       "aws.CredentialsCache",
-	peers.Floor:     "a token that stays",
+	peers.Floor:     "a token that never expires",
 }
 
-// run runs all lanes at the same time.
+// run runs all lanes in parallel.
 func run(t timetable) (*lanes, error) {
 	all := new(lanes)
 	for _, peer := range peers.All() {
@@ -110,25 +110,26 @@ func run(t timetable) (*lanes, error) {
 	return all, errors.Join(errs...)
 }
 
-// explain says what each peer was given.
+// explain writes how each peer was configured.
 func explain(out io.Writer, t timetable) {
-	fmt.Fprintf(out, "%d callers, each with a call every %v for %v; an endpoint that takes %v; tokens that live for %v.\n",
+	fmt.Fprintf(out, "%d callers each make a call every %v for %v. The endpoint answers after %v, and tokens live for %v.\n",
 		callers, t.every, t.length, t.latency, t.lifetime)
-	fmt.Fprintf(out, "\n- moovauth: default settings.\n")
-	fmt.Fprintf(out, "- x/oauth2, aws: to replace a token %v before its expiry (`ReuseTokenSourceWithExpiry`, `ExpiryWindow`).\n", t.early)
-	fmt.Fprintf(out, "- cloud auth: the same (`ExpireEarly`), in the background.\n")
+	fmt.Fprintf(out, "\n- moovauth has its default settings.\n")
+	fmt.Fprintf(out, "- x/oauth2 and aws replace a token %v before its expiry (`ReuseTokenSourceWithExpiry`, `ExpiryWindow`).\n", t.early)
+	fmt.Fprintf(out, "- cloud auth does the same in the background (`ExpireEarly`).\n")
 	if t.rest > 0 {
 		life := azcoreLife(t)
-		fmt.Fprintf(out, "- azcore: tokens that live for %v, with a `RefreshOn` after %v, since it tries early once in 30 s at most. After each token request its callers rest for %v, which is neither counted nor drawn.\n",
+		fmt.Fprintf(out, "- azcore refreshes early at most once in 30 s. So its tokens live for %v, with a `RefreshOn` after %v, and its callers rest for %v after each token request. The rests are not counted or drawn.\n",
 			life, t.lifetime-t.early+t.rest, t.rest)
 	} else {
-		fmt.Fprintf(out, "- azcore: the same (`RefreshOn`), but it tries early once in 30 s at most, so not at all in a run as short as this.\n")
+		fmt.Fprintf(out, "- azcore should do the same (`RefreshOn`). But it refreshes early at most once in 30 s, so it does not in a run as short as this.\n")
 	}
-	fmt.Fprintf(out, "- all but moovauth: the same three attempts at a token request as moovauth makes.\n")
-	fmt.Fprintf(out, "- %s: a source that never asks for another. What it shows is the machine's own noise.\n", titles[peers.Floor])
+	fmt.Fprintf(out, "- All others make up to three attempts at a token request, like moovauth.\n")
+	fmt.Fprintf(out, "- \"%s\" is a source that never requests another token. It shows the machine's own noise.\n", titles[peers.Floor])
 }
 
-// azcoreLife is long enough for a second early attempt, 30 s after a first that failed.
+// azcoreLife returns a lifetime that is long enough for a second early attempt, 30 s
+// after the first one has failed.
 func azcoreLife(t timetable) time.Duration {
 	if t.rest == 0 {
 		return t.lifetime

@@ -28,9 +28,9 @@ func TestQuickRun(t *testing.T) {
 	require.Len(t, all.outage, len(peers.All()))
 	for _, l := range slices.Concat(all.steady, all.outage) {
 		assert.NotEmpty(t, l.calls, l.peer.Name)
-		most := int64(20) // the endpoint is asked a few times a token, and not by each caller
+		most := int64(20) // a few requests per token, and not one per caller
 		if l.outage {
-			most += callers // but while it is down x/oauth2 asks for each caller in turn
+			most += callers // x/oauth2 makes a request for each caller in turn while the endpoint is down
 		}
 		assert.LessOrEqual(t, l.requests, most, l.peer.Name)
 		if l.peer.Name == peers.Floor {
@@ -75,7 +75,7 @@ func TestTable(t *testing.T) {
 	var out bytes.Buffer
 	table(&out, []*lane{l})
 	assert.Equal(t, strings.Join([]string{
-		"| | calls | token requests | p50 | p99.9 | longest | callers stalled over 10 ms | calls failed |",
+		"| | calls | token requests | p50 | p99.9 | longest | calls over 10 ms | calls failed |",
 		"|---|--:|--:|--:|--:|--:|--:|--:|",
 		"| moovauth | 10 | 2 | 8 ms | 16 ms | 18 ms | 4 | 1 |",
 		"",

@@ -1,6 +1,6 @@
 package main
 
-// The table: what the callers of each lane saw.
+// This file writes the table of what the callers of each lane saw.
 
 import (
 	"fmt"
@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// stall is what a call that waited for a token takes, and no other does.
+// stall is the time that only calls which waited for a token exceed.
 const stall = 10 * time.Millisecond
 
-// summary is one lane in numbers.
+// summary is what the table says about a lane.
 type summary struct {
 	calls, stalled, failed int
 	p50, p999, max         time.Duration
@@ -41,7 +41,7 @@ func summarize(calls []call) summary {
 
 // table writes the lanes as Markdown.
 func table(out io.Writer, lanes []*lane) {
-	fmt.Fprintln(out, "| | calls | token requests | p50 | p99.9 | longest | callers stalled over 10 ms | calls failed |")
+	fmt.Fprintln(out, "| | calls | token requests | p50 | p99.9 | longest | calls over 10 ms | calls failed |")
 	fmt.Fprintln(out, "|---|--:|--:|--:|--:|--:|--:|--:|")
 	for _, l := range lanes {
 		s := summarize(l.calls)
@@ -50,7 +50,7 @@ func table(out io.Writer, lanes []*lane) {
 	}
 }
 
-// in is d to three figures.
+// in formats d with three significant figures.
 func in(d time.Duration) string {
 	switch {
 	case d < time.Millisecond:
