@@ -1,7 +1,7 @@
 package interop
 
-// This file keeps tokens in the caches of golang.org/x/crypto/acme/autocert,
-// whose interface moovauth's is.
+// This file keeps tokens in the caches of golang.org/x/crypto/acme/autocert.
+// moovauth.Cache has the same methods as autocert.Cache.
 
 import (
 	"bytes"
@@ -20,7 +20,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-var _ autocert.Cache = (*dircache.Cache)(nil) // which serves autocert, too
+var _ autocert.Cache = (*dircache.Cache)(nil) // autocert can use it, too
 
 func TestAutocertDirCacheKeepsTokens(t *testing.T) {
 	server := moovtest.NewServer()
@@ -58,5 +58,5 @@ func TestAutocertDirCacheKeepsTokens(t *testing.T) {
 	next, err := restarted.Token()
 	require.NoError(t, err)
 	assert.True(t, server.Alive(next.AccessToken))
-	assert.Empty(t, log.String(), "a miss is no failure")
+	assert.Empty(t, log.String(), "a cache miss is not a failure")
 }

@@ -1,8 +1,8 @@
 package interop
 
-// This file is what our Transport does beside others' expectations of a
-// RoundTripper: one connection for all, errors that a retrying client can tell
-// apart, and what x/oauth2's own recipes send and heed.
+// This file tests what others expect of a RoundTripper: one connection for all
+// requests, and errors that a retrying client can tell apart. It also tests which
+// version and which context x/oauth2's own clients use.
 
 import (
 	"context"
@@ -24,8 +24,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// The client that makes the calls also makes the token requests, and has one
-// connection for each host.
+// The client that makes the calls also makes the token requests. It may use only one
+// connection per host.
 func TestOneConnection(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -47,8 +47,8 @@ func TestOneConnection(t *testing.T) {
 				base.TLSClientConfig = &tls.Config{RootCAs: own.TLSClientConfig.RootCAs}
 			}
 			t.Cleanup(base.CloseIdleConnections)
-			// No early refresh: on HTTP/1.1 a token request that is held by the
-			// server holds the calls too.
+			// Without early refresh: on HTTP/1.1 the calls wait for the connection
+			// while the server holds a token request.
 			source := a.newSource(t, moovauth.WithHTTPClient(&http.Client{Transport: base}), moovauth.WithEarlyRefresh(0), moovauth.WithTimeout(10*time.Second))
 			l := &life{api: a, source: source, call: post(source.Client(), a.URL+"/transfers"), after: replays}
 			l.begin(t)
@@ -63,7 +63,7 @@ func TestOneConnection(t *testing.T) {
 			}
 			all.Wait()
 			assert.Greater(t, a.refused(), refused)
-			assert.Less(t, time.Since(began), 10*time.Second, "nobody waited for WithTimeout")
+			assert.Less(t, time.Since(began), 10*time.Second, "no one waited for WithTimeout")
 			for _, c2 := range a.seen() {
 				assert.Equal(t, c.proto, c2.proto)
 			}
@@ -71,7 +71,7 @@ func TestOneConnection(t *testing.T) {
 	}
 }
 
-// retryPolicy is the README's: what cannot succeed is not tried again.
+// retryPolicy does not retry what cannot succeed.
 func retryPolicy(ctx context.Context, resp *http.Response, err error) (bool, error) {
 	var refused *moovauth.Error
 	if errors.As(err, new(*moovauth.HostError)) || errors.As(err, &refused) && !refused.Temporary() {
@@ -124,8 +124,8 @@ func TestRetryableHTTPWithAPolicy(t *testing.T) {
 	}
 }
 
-// What the recipes with x/oauth2's own clients send: the version of the
-// moovauth.Transport below, not the source's, and with NewClient none at all.
+// x/oauth2's own clients send the version of the moovauth.Transport below them, and
+// not the source's. The client of oauth2.NewClient sends no version by default.
 func TestVersionOfOAuth2Recipes(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil)
@@ -146,12 +146,12 @@ func TestVersionOfOAuth2Recipes(t *testing.T) {
 		assert.Equal(t, c.want, calls[len(calls)-1].header.Values(moovauth.VersionHeader), c.name)
 	}
 	for _, r := range a.tokens.TokenRequests() {
-		assert.Equal(t, "v2026.07.00", r.Header.Get(moovauth.VersionHeader), "the source's own")
+		assert.Equal(t, "v2026.07.00", r.Header.Get(moovauth.VersionHeader), "token requests have the source's version")
 	}
 }
 
-// Which context ends the wait for a token: with Transport the request's; with
-// x/oauth2's clients none, also not the one that NewClient is given.
+// With moovauth.Transport, the wait for a token ends with the request's context. With
+// x/oauth2's clients no context ends it, not even NewClient's.
 func TestContextOfOAuth2Recipes(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -184,13 +184,13 @@ func TestContextOfOAuth2Recipes(t *testing.T) {
 				_, err = client.Do(req)
 				assert.ErrorIs(t, err, context.DeadlineExceeded)
 				assert.Equal(t, c.waited, time.Since(began))
-				time.Sleep(time.Minute) // let the grant end
+				time.Sleep(time.Minute) // until the token request has ended
 			})
 		})
 	}
 }
 
-// The response that a caller gets has a Request that carries the live token.
+// The Request of the caller's response has the token in its header.
 func TestResponsesRequestCarriesTheToken(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil)

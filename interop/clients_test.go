@@ -1,7 +1,7 @@
 package interop
 
-// This file plugs a source into golang.org/x/oauth2's own clients, and its
-// Client into an SDK that takes an http.Client.
+// This file uses a source with golang.org/x/oauth2's own clients, and the source's
+// Client with an SDK that takes an http.Client.
 
 import (
 	"context"
@@ -43,8 +43,8 @@ func TestOAuth2Transport(t *testing.T) {
 	}
 }
 
-// cachedLife is a little longer than the 10 s that oauth2.ReuseTokenSource
-// takes off: it keeps such a token for a second.
+// cachedLife is one second longer than the 10 s before the expiry at which
+// oauth2.ReuseTokenSource drops a token. So it caches such a token for a second.
 const cachedLife = 11 * time.Second
 
 func TestOAuth2NewClient(t *testing.T) {
@@ -56,8 +56,8 @@ func TestOAuth2NewClient(t *testing.T) {
 	l.run(t)
 }
 
-// Each wrapper writes to the tokens that it is given: were they one, the race
-// detector would say so.
+// Each wrapper writes to the tokens that the source returns. If they shared a token,
+// the race detector would report it.
 func TestTwoReuseTokenSourcesOnOneSource(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil, moovtest.WithLifetime(cachedLife))

@@ -1,7 +1,6 @@
-// Package interop holds tests, and collectors of metrics to copy. The tests use
-// package moovauth with the clients that its users plug it into, against
-// authorization servers that others wrote, and against Moov's description of its
-// API. They also test the repository from outside, as a program that requires the
-// released modules. It is a module of its own, so that none of them reaches those
-// who import moovauth.
+// Package interop has tests, and metrics collectors that can be copied. The tests use
+// package moovauth with other packages' clients and authorization servers, and check it
+// against Moov's description of its API. They also test a release, from a program that
+// requires the released modules. The package is a module of its own, so that users of
+// moovauth do not need its dependencies.
 package interop

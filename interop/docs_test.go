@@ -9,7 +9,7 @@ import (
 	"github.com/moovauth/moovauth/internal/snippet"
 )
 
-// The code in the documents that needs this module.
+// This test checks the code in the documents that needs this module.
 func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	n, err := snippet.Check("..", "interop")
 	require.NoError(t, err)

@@ -1,7 +1,7 @@
 package interop
 
-// This file plugs a source into Google's clients: their APIs' services, and
-// the auth library beneath them.
+// This file uses a source with Google's clients: with the service of one of Google's
+// APIs, and with the auth library that these services use.
 
 import (
 	"context"
@@ -22,8 +22,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// Google's library has a cache of its own, which asks the source in the
-// background, after each call in the last 225 s of a token's life.
+// Google's library has its own cache. In the last 225 s of a token's life, the cache
+// asks the source in the background after each call.
 func TestGoogleAPI(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil, moovtest.WithLifetime(shortLife))
@@ -49,8 +49,8 @@ func TestTokenProviderFromSource(t *testing.T) {
 	l.run(t)
 }
 
-// The source is behind both adapters here, so that our Transport sees one that
-// has neither TokenContext nor Invalidate.
+// The source is behind both adapters, so our Transport gets a source without
+// TokenContext and Invalidate.
 func TestSourceFromTokenProvider(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil, moovtest.WithLifetime(shortLife))

@@ -1,6 +1,6 @@
 package interop
 
-// This file plugs a source into gRPC, which sends its token with each call.
+// This file uses a source with gRPC, which sends its token with each call.
 
 import (
 	"context"
@@ -53,8 +53,8 @@ func TestGRPCCallSaysWhyThereIsNoToken(t *testing.T) {
 	assert.Empty(t, a.seen())
 }
 
-// newHealth starts a gRPC server with a's certificate, which lets in whom a
-// lets in, and returns a client of its health service.
+// newHealth starts a gRPC server with a's certificate, and returns a client of its
+// health service. The server accepts the same tokens as a.
 func newHealth(t *testing.T, a *api, source *moovauth.TokenSource) grpc_health_v1.HealthClient {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -1,8 +1,7 @@
 package interop
 
-// This file is what the tests share: a loopback API that wants a token of
-// Moov's on every request, and the life of a token that each client is put
-// through.
+// This file has what the tests share: a loopback API that requires a token of Moov's
+// in every request, and the steps of a token's life that each client is tested with.
 
 import (
 	"context"
@@ -28,25 +27,26 @@ import (
 const (
 	pingScope = "/ping.read"
 
-	// Refreshed from about 0.6 s on, used up to 2.7 s, dead at the server after 3 s.
+	// Such a token is refreshed after about 0.6 s. It is used for 2.7 s, and expires
+	// at the server after 3 s.
 	shortLife = 3 * time.Second
 
-	patience = 15 * time.Second      // for what must come
-	tick     = 20 * time.Millisecond // between two looks
+	patience = 15 * time.Second      // for an event that must happen
+	tick     = 20 * time.Millisecond // between two checks
 )
 
-// early makes a source refresh a token as soon as it may.
+// early makes a source refresh a token as early as possible.
 var early = moovauth.WithEarlyRefresh(time.Hour)
 
-// api is a loopback server: Moov's own endpoints, and on every other path an
-// API that wants a live token.
+// api is a loopback server. It has Moov's token and revoke endpoints, and on every
+// other path an API that requires a valid token.
 type api struct {
 	*httptest.Server
 	tokens *moovtest.Server
 
-	mu       sync.Mutex    // guards what follows
-	arrivals []arrival     // at the API, in order
-	held     chan struct{} // token requests wait for its end; nil: they do not
+	mu       sync.Mutex    // guards the fields below
+	arrivals []arrival     // requests to the API, in order
+	held     chan struct{} // token requests wait until it is closed; nil: they do not wait
 	asked    int           // token requests since holdGrants
 }
 
@@ -63,8 +63,8 @@ func (c arrival) token() string {
 	return token
 }
 
-// newAPI starts an API that answers authorised requests with answer (nil: an
-// empty JSON object). start is (*httptest.Server).Start or another way.
+// newAPI starts an API that answers authorised requests with answer, or with an empty
+// JSON object if answer is nil. start is a function like (*httptest.Server).Start.
 func newAPI(t *testing.T, start func(*httptest.Server), answer http.HandlerFunc, opts ...moovtest.Option) *api {
 	t.Helper()
 	if answer == nil {
@@ -115,7 +115,7 @@ func (a *api) waitForRelease(ctx context.Context) {
 	}
 }
 
-// holdsGrant reports whether a token request has come since holdGrants.
+// holdsGrant reports whether a token request has arrived since holdGrants.
 func (a *api) holdsGrant() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -138,7 +138,7 @@ func (a *api) seen() []arrival {
 	return slices.Clone(a.arrivals)
 }
 
-// lastToken is that of the last request that was let in.
+// lastToken returns the token of the last request that was accepted.
 func (a *api) lastToken() string {
 	for _, c := range slices.Backward(a.seen()) {
 		if c.accepted {
@@ -148,7 +148,7 @@ func (a *api) lastToken() string {
 	return ""
 }
 
-// refused counts the requests that were not let in.
+// refused counts the requests that were not accepted.
 func (a *api) refused() (n int) {
 	for _, c := range a.seen() {
 		if !c.accepted {
@@ -172,7 +172,7 @@ func (a *api) credentials() moovauth.Credentials {
 	return moovauth.Credentials{ClientID: a.tokens.ClientID, ClientSecret: a.tokens.ClientSecret}
 }
 
-// newSource makes a source on a.
+// newSource returns a source that uses a.
 func (a *api) newSource(t *testing.T, opts ...moovauth.Option) *moovauth.TokenSource {
 	t.Helper()
 	s, err := moovauth.NewTokenSource(a.credentials(), append([]moovauth.Option{
@@ -182,16 +182,16 @@ func (a *api) newSource(t *testing.T, opts ...moovauth.Option) *moovauth.TokenSo
 	return s
 }
 
-// after401 is what becomes of a token that the server has revoked.
+// after401 is what happens when the server has revoked a client's token.
 type after401 int
 
 const (
-	replays after401 = iota // the request is made again with another token; the caller sees nothing
-	asks                    // the caller sees a 401, until somebody calls Invalidate
-	caches                  // as asks, and then until the client's own cache has run out
+	replays after401 = iota // the request is sent again with another token, and the caller sees no 401
+	asks                    // the caller sees a 401 until Invalidate is called
+	caches                  // like asks, but also until the client's own cache has expired
 )
 
-// life is what each client is put through.
+// life is a token's life, with which each client is tested.
 type life struct {
 	api    *api
 	source *moovauth.TokenSource
@@ -215,8 +215,8 @@ func (l *life) begin(t *testing.T) {
 	require.Equal(t, 1, l.api.grants("client_credentials"))
 }
 
-// rollOver: as the token ages, callers come by another one. None of them waits
-// for it, and none is refused.
+// rollOver: when the token gets older, callers get another one. No caller waits for
+// it, and no request is refused.
 func (l *life) rollOver(t *testing.T) {
 	t.Helper()
 	first := l.api.lastToken()
@@ -226,20 +226,20 @@ func (l *life) rollOver(t *testing.T) {
 		held := l.api.holdsGrant()
 		err = l.callAtOnce()
 		return err != nil || held
-	}, patience, tick, "no refresh, or callers wait for it")
+	}, patience, tick, "there was no refresh, or callers waited for it")
 	require.NoError(t, err)
 	require.Equal(t, first, l.api.lastToken())
 	release()
 	require.Eventually(t, func() bool {
 		err = l.callAtOnce()
 		return err != nil || l.api.lastToken() != first
-	}, patience, tick, "no rollover")
+	}, patience, tick, "callers got no other token")
 	require.NoError(t, err)
 	require.Zero(t, l.api.refused())
 	require.NotZero(t, l.api.grants("refresh_token"))
-	require.Equal(t, 1, l.api.grants("client_credentials"), "there was a refresh token")
+	require.Equal(t, 1, l.api.grants("client_credentials"), "the refresh token was used")
 
-	l.api.tokens.Revoke(first) // its expiry, sooner
+	l.api.tokens.Revoke(first) // as if it had expired already
 	require.NoError(t, l.call())
 	require.Zero(t, l.api.refused())
 }
@@ -253,8 +253,8 @@ func (l *life) callAtOnce() error {
 	return callers.Wait()
 }
 
-// revoke: nothing that the source obtained is alive, and the next request comes
-// by a new token.
+// revoke: no token that the source obtained is valid any more, and the next request
+// gets a new token.
 func (l *life) revoke(t *testing.T) {
 	t.Helper()
 	last, granted := l.api.lastToken(), l.api.grants("client_credentials")
@@ -269,31 +269,31 @@ func (l *life) revoke(t *testing.T) {
 		revoked = append(revoked, r.Form.Get("token_type_hint")+" "+r.Form.Get("token"))
 	}
 	require.Contains(t, revoked, "access_token "+last)
-	require.True(t, strings.HasPrefix(revoked[0], "refresh_token "), "it could mint more")
+	require.True(t, strings.HasPrefix(revoked[0], "refresh_token "), "a refresh token can obtain other tokens")
 
-	l.goOn(t)
+	l.succeed(t)
 	require.NotEqual(t, last, l.api.lastToken())
 	require.Greater(t, l.api.grants("client_credentials"), granted)
 }
 
-// loseTokens: the server revokes all tokens by itself, refresh tokens too.
+// loseTokens: the server itself revokes all tokens, including the refresh tokens.
 func (l *life) loseTokens(t *testing.T) {
 	t.Helper()
 	l.api.tokens.RevokeAll()
 	last, refused, granted := l.api.lastToken(), l.api.refused(), l.api.grants("client_credentials")
 	if l.after != replays {
-		require.Error(t, l.call(), "the token is dead")
+		require.Error(t, l.call(), "the token was revoked")
 		require.Greater(t, l.api.refused(), refused)
 		l.source.Invalidate(last)
 	}
-	l.goOn(t)
+	l.succeed(t)
 	require.Greater(t, l.api.refused(), refused)
 	require.NotEqual(t, last, l.api.lastToken())
 	require.Greater(t, l.api.grants("client_credentials"), granted)
 }
 
-// goOn: requests succeed again, at once or when the client's cache has run out.
-func (l *life) goOn(t *testing.T) {
+// succeed: requests succeed again, at once or when the client's cache has expired.
+func (l *life) succeed(t *testing.T) {
 	t.Helper()
 	if l.after != caches {
 		require.NoError(t, l.call())
@@ -304,7 +304,7 @@ func (l *life) goOn(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// get is a call that GETs url.
+// get returns a call that sends a GET request to url.
 func get(client *http.Client, url string) func() error {
 	return func() error {
 		resp, err := client.Get(url)
@@ -312,7 +312,7 @@ func get(client *http.Client, url string) func() error {
 	}
 }
 
-// post is a call that POSTs a body to url, of which nothing may get lost.
+// post returns a call that sends payload in a POST request to url.
 func post(client *http.Client, url string) func() error {
 	return func() error {
 		resp, err := client.Post(url, "text/plain", strings.NewReader(payload))
@@ -322,7 +322,7 @@ func post(client *http.Client, url string) func() error {
 
 const payload = "as it was sent"
 
-// wantPayload answers a post.
+// wantPayload answers a post. It fails if the body is not the payload.
 func wantPayload(w http.ResponseWriter, r *http.Request) {
 	if body, err := io.ReadAll(r.Body); err != nil || string(body) != payload {
 		http.Error(w, fmt.Sprintf("got %q, %v", body, err), http.StatusBadRequest)
@@ -336,7 +336,7 @@ func writeJSON(w http.ResponseWriter, body string) {
 	_, _ = io.WriteString(w, body)
 }
 
-// ok closes resp, and makes an error of a status that is none of success.
+// ok closes resp, and returns an error if the status is not 2xx.
 func ok(resp *http.Response, err error) error {
 	if err != nil {
 		return err
@@ -348,7 +348,7 @@ func ok(resp *http.Response, err error) error {
 	return errors.Join(err, resp.Body.Close())
 }
 
-// noSecrets asserts that text carries none of secrets.
+// noSecrets asserts that text contains none of secrets.
 func noSecrets(t *testing.T, text string, secrets ...string) {
 	t.Helper()
 	for _, secret := range secrets {

@@ -1,7 +1,7 @@
 package interop
 
-// This file holds the package to a description of Moov's two operations: its
-// requests are what that allows, and it bears each reply that it lists.
+// This file checks the package against a description of Moov's two operations. Its
+// requests must be valid, and it must handle each reply that the description lists.
 
 import (
 	"bytes"
@@ -49,7 +49,7 @@ func newDescription(t *testing.T) *description {
 	return &description{doc, router}
 }
 
-// check validates a request, and returns what validates its reply.
+// check validates a request, and returns the input for validating its reply.
 func (d *description) check(r *http.Request, body []byte) (*openapi3filter.RequestValidationInput, error) {
 	r = r.Clone(r.Context())
 	r.Body = io.NopCloser(bytes.NewReader(body))
@@ -76,30 +76,29 @@ func (d *description) check(r *http.Request, body []byte) (*openapi3filter.Reque
 	known := route.Operation.RequestBody.Value.Content.Get(r.Header.Get("Content-Type")).Schema.Value.Properties
 	for name, values := range form {
 		if known[name] == nil || len(values) != 1 {
-			return nil, fmt.Errorf("field %s is not described, or there is more than one", name)
+			return nil, fmt.Errorf("the description has no field %s, or the field occurs more than once", name)
 		}
 	}
-	// What the description can't say: credentials are in one place, and an
-	// Origin or a Referer is there.
+	// The description cannot say that credentials must be in only one place, and that
+	// an Origin or a Referer is required.
 	_, _, inHeader := r.BasicAuth()
 	if inBody := form.Has("client_id") && form.Has("client_secret"); inBody == inHeader {
-		return nil, errors.New("credentials are wanted in the header or in the body")
+		return nil, errors.New("the credentials must be either in the header or in the body")
 	}
 	if r.Header.Get("Origin") == "" && r.Header.Get("Referer") == "" {
-		return nil, errors.New("an Origin or a Referer is wanted")
+		return nil, errors.New("an Origin or a Referer is required")
 	}
 	return input, nil
 }
 
-// guard puts the check in front of a server, and behind it, and collects the
-// violations.
+// guard checks the requests to a server and its replies, and collects the violations.
 type guard struct {
 	*description
 	next http.Handler
 
 	mu         sync.Mutex
 	violations []error
-	fields     map[string]bool // that were seen, by operation
+	fields     map[string]bool // the fields of all requests, by operation
 }
 
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -150,7 +149,7 @@ func TestRequestsAreAsTheDescriptionSays(t *testing.T) {
 				require.NoError(t, err)
 				return s
 			}
-			// Client credentials, then a refresh, then both revoked.
+			// A token with the client credentials, then a refresh, then both are revoked.
 			s := source(moovauth.WithScopes(pingScope, "/accounts.read"))
 			token, err := s.Token()
 			require.NoError(t, err)
@@ -159,15 +158,16 @@ func TestRequestsAreAsTheDescriptionSays(t *testing.T) {
 			require.NoError(t, err)
 			require.NotEqual(t, token.AccessToken, refreshed.AccessToken)
 			require.NoError(t, s.Revoke(t.Context()))
-			// A used refresh token, which is refused, and client credentials after it.
+			// A used refresh token is refused. The client credentials follow, if there
+			// are scopes.
 			_, err = source(moovauth.WithScopes(pingScope), moovauth.WithToken(token)).Token()
 			require.NoError(t, err)
 			_, err = source(moovauth.WithToken(&oauth2.Token{RefreshToken: token.RefreshToken})).Token()
 			require.Error(t, err)
-			// A scope that is refused.
+			// A scope is refused.
 			_, err = source(moovauth.WithScopes("/accounts.write")).Token()
 			require.Error(t, err)
-			// Revocations, with a hint and without.
+			// Tokens are revoked, with a hint and without.
 			require.NoError(t, moovauth.Revoke(t.Context(), creds, "unknown token+&", options...))
 			for _, hint := range []moovauth.TokenTypeHint{moovauth.AccessToken, moovauth.RefreshToken} {
 				require.NoError(t, moovauth.Revoke(t.Context(), creds, "unknown", append(slices.Clip(options), moovauth.WithTokenTypeHint(hint))...))
@@ -186,15 +186,15 @@ func TestRequestsAreAsTheDescriptionSays(t *testing.T) {
 	}
 }
 
-// Were the check to let everything pass, the test above would prove nothing.
+// If the check accepted everything, the test above would prove nothing.
 func TestDescriptionNoticesWrongRequests(t *testing.T) {
 	t.Parallel()
 	d := newDescription(t)
 	const form = "application/x-www-form-urlencoded"
 	for _, c := range []struct {
 		name, path, body string
-		header           map[string]string // instead of a good one
-		want             string            // "": it is right
+		header           map[string]string // these replace valid headers
+		want             string            // "": the request is valid
 	}{
 		{name: "right token request", path: "/oauth2/token", body: "grant_type=client_credentials&scope=/ping.read"},
 		{name: "right revoke request", path: "/oauth2/revoke", body: "token=x"},
@@ -234,7 +234,7 @@ func TestDescriptionNoticesWrongRequests(t *testing.T) {
 	}
 }
 
-// replies are all combinations of a schema's examples and of what is to be borne.
+// replies returns all combinations of a schema's examples and tolerated values.
 func replies(schema *openapi3.Schema) []map[string]any {
 	all := []map[string]any{{}}
 	for _, name := range slices.Sorted(maps.Keys(schema.Properties)) {
@@ -264,7 +264,7 @@ func TestEveryDescribedTokenIsUsed(t *testing.T) {
 	schema := d.doc.Components.Schemas["AuthToken"].Value
 	all := replies(schema)
 	require.Len(t, all, 2*2*4*2)
-	require.NoError(t, schema.VisitJSON(all[0]), "the first is as documented")
+	require.NoError(t, schema.VisitJSON(all[0]), "the first reply is the documented one")
 	require.Equal(t, 1736964352.0, all[0]["expires_in"])
 
 	tokens := moovtest.NewInMemory()
@@ -274,8 +274,8 @@ func TestEveryDescribedTokenIsUsed(t *testing.T) {
 			body, err := json.Marshal(reply)
 			require.NoError(t, err)
 			header := make(http.Header)
-			// The timestamp lies in January 2025: today it is past, and 15 minutes
-			// before it, by the server's clock, it was good.
+			// The timestamp is in January 2025. So it is in the past, unless the
+			// server's clock says that it is 15 minutes ahead.
 			want := 5 * time.Minute
 			switch v := reply["expires_in"].(type) {
 			case string:
@@ -303,7 +303,7 @@ func TestEveryDescribedTokenIsUsed(t *testing.T) {
 	}
 }
 
-// asAny is s, or nil if there is none.
+// asAny returns s, or nil if s is empty.
 func asAny(s string) any {
 	if s == "" {
 		return nil
@@ -333,7 +333,8 @@ func TestEveryDescribedRefusalIsReported(t *testing.T) {
 	}
 }
 
-// bodies are the examples of a response, by name; one without a body if there is none.
+// bodies returns the examples of a response by name, or one empty body if there are
+// none.
 func bodies(t *testing.T, response *openapi3.Response) map[string]string {
 	t.Helper()
 	media := response.Content.Get("application/json")
@@ -350,8 +351,8 @@ func bodies(t *testing.T, response *openapi3.Response) map[string]string {
 	return all
 }
 
-// headers are the examples of a response's headers, once for each of those
-// that say when to come back.
+// headers returns the examples of a response's headers. If two headers say when to
+// retry, it returns one set of headers with each of them.
 func headers(response *openapi3.Response) []http.Header {
 	all := make(http.Header)
 	for name, h := range response.Headers {

@@ -1,7 +1,6 @@
 package interop
 
-// This file traces both kinds of requests, those that use a token and those
-// that obtain one, with OpenTelemetry.
+// This file traces API calls and token requests with OpenTelemetry.
 
 import (
 	"encoding/base64"
@@ -51,7 +50,8 @@ func TestOpenTelemetry(t *testing.T) {
 	require.Error(t, l.call())
 	caller.End()
 
-	// Every request has a span of its own, with its status; a call's is in the caller's trace.
+	// Each request has its own span with its status. The span of an API call is in the
+	// caller's trace.
 	count := make(map[string]int)
 	var statuses []int64
 	for _, s := range spans.GetSpans() {
@@ -62,7 +62,7 @@ func TestOpenTelemetry(t *testing.T) {
 		path := strings.TrimPrefix(url, a.URL)
 		count[path]++
 		switch path {
-		case "/oauth2/token": // which is shared by callers, and starts a trace of its own
+		case "/oauth2/token": // callers share it, so it starts its own trace
 			assert.NotEqual(t, caller.SpanContext().TraceID(), s.SpanContext.TraceID())
 			assert.False(t, s.Parent.IsValid())
 		case "/ping":
@@ -98,7 +98,7 @@ func TestOpenTelemetrySpanOfAFailedTokenRequest(t *testing.T) {
 		otelhttp.WithTracerProvider(trace.NewTracerProvider(trace.WithSyncer(spans))))}
 	source := a.newSource(t, moovauth.WithHTTPClient(traced))
 	require.ErrorContains(t, get(source.Client(), a.URL+"/ping")(), "no route to host")
-	require.Len(t, spans.GetSpans(), 3, "one for each attempt")
+	require.Len(t, spans.GetSpans(), 3, "one span for each attempt")
 	for _, s := range spans.GetSpans() {
 		assert.Equal(t, a.URL+"/oauth2/token", attributeOf(s, "url.full").AsString())
 		assert.Equal(t, codes.Error, s.Status.Code)
@@ -119,7 +119,7 @@ func attributeOf(s tracetest.SpanStub, key attribute.Key) attribute.Value {
 	return attribute.Value{}
 }
 
-// dump is all that the spans say.
+// dump returns everything that the spans contain.
 func dump(t *testing.T, spans *tracetest.InMemoryExporter) string {
 	t.Helper()
 	all := spans.GetSpans()
@@ -129,7 +129,7 @@ func dump(t *testing.T, spans *tracetest.InMemoryExporter) string {
 	return fmt.Sprintf("%s\n%+v", text, all)
 }
 
-// secrets are the client secret and all tokens that clients have sent to a.
+// secrets returns the client secret and all tokens that clients have sent to a.
 func (a *api) secrets() []string {
 	id, secret := a.tokens.ClientID, a.tokens.ClientSecret
 	known := []string{secret, base64.StdEncoding.EncodeToString([]byte(id + ":" + secret))}

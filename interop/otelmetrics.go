@@ -1,7 +1,7 @@
 package interop
 
-// This file exports what a source tells about itself as OpenTelemetry metrics.
-// The function observe is meant to be copied.
+// This file exports the Stats of a source as OpenTelemetry metrics. You can copy the
+// function observe.
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// observe exports source under a name that becomes the attribute "source". All
-// values are read at the moment of an export.
+// observe exports the Stats of source. The attribute "source" has the given name. All
+// values are read at each export.
 func observe(meter metric.Meter, name string, source *moovauth.TokenSource) (metric.Registration, error) {
 	var failed error
 	counter := func(name, unit, about string) metric.Int64ObservableCounter {
@@ -24,12 +24,12 @@ func observe(meter metric.Meter, name string, source *moovauth.TokenSource) (met
 		}
 		return c
 	}
-	good := counter("grants", "{grant}", "Grants, by type and outcome.")
+	good := counter("grants", "{grant}", "Token requests by grant type and outcome.")
 	adopted := counter("tokens.adopted", "{token}", "Tokens taken from the cache.")
-	invalidated := counter("tokens.invalidated", "{token}", "Tokens that the API refused.")
+	invalidated := counter("tokens.invalidated", "{token}", "Tokens that Invalidate marked as refused.")
 	revoked := counter("tokens.revoked", "{token}", "Tokens that Revoke revoked.")
 	waits := counter("waits", "{caller}", "Callers that had to wait for a token.")
-	waited, err := meter.Float64ObservableCounter("moovauth.wait.time", metric.WithUnit("s"), metric.WithDescription("How long they waited, together."))
+	waited, err := meter.Float64ObservableCounter("moovauth.wait.time", metric.WithUnit("s"), metric.WithDescription("Total time that callers waited for a token."))
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func observe(meter metric.Meter, name string, source *moovauth.TokenSource) (met
 	if err != nil {
 		return nil, err
 	}
-	left, err := meter.Float64ObservableGauge("moovauth.token.time_left", metric.WithUnit("s"), metric.WithDescription("Until the current token expires."))
+	left, err := meter.Float64ObservableGauge("moovauth.token.time_left", metric.WithUnit("s"), metric.WithDescription("Time until the current token expires."))
 	if err != nil {
 		return nil, err
 	}

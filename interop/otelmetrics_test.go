@@ -1,6 +1,6 @@
 package interop
 
-// This file tests what OpenTelemetry reads from a source.
+// This file tests the OpenTelemetry metrics of a source.
 
 import (
 	"testing"
@@ -41,7 +41,7 @@ func TestOpenTelemetryMetrics(t *testing.T) {
 	})
 }
 
-// scraped are the values that reader collects, by name and attributes.
+// scraped returns the values that reader collects, by name and attributes.
 func scraped(t *testing.T, reader sdkmetric.Reader) map[string]float64 {
 	t.Helper()
 	var data metricdata.ResourceMetrics

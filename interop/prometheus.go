@@ -1,7 +1,7 @@
 package interop
 
-// This file exports what sources tell about themselves to Prometheus. The
-// collector is meant to be copied; docs/operations.md has alerts on its metrics.
+// This file exports the Stats of sources to Prometheus. You can copy the collector.
+// docs/operations.md has alerts for its metrics.
 
 import (
 	"time"
@@ -11,8 +11,8 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// collector exports sources, each under a name that becomes the label "source".
-// Times that are not set have no sample.
+// collector exports sources by name. The label "source" has the name. A time that is
+// not set has no sample.
 type collector map[string]*moovauth.TokenSource
 
 func newDesc(name, help string, labels ...string) *prometheus.Desc {
@@ -23,13 +23,13 @@ var (
 	tokenPhase  = newDesc("token_phase", "1 for the phase of the current token.", "phase")
 	tokenExpiry = newDesc("token_expiry_timestamp_seconds", "When the current token expires.")
 	coolDown    = newDesc("cool_down_until_timestamp_seconds", "When the next token request may be made.")
-	lastError   = newDesc("last_error_timestamp_seconds", "When a grant failed last.")
-	grants      = newDesc("grants_total", "Grants, by type and outcome.", "grant_type", "outcome")
+	lastError   = newDesc("last_error_timestamp_seconds", "When a token request last failed.")
+	grants      = newDesc("grants_total", "Token requests by grant type and outcome.", "grant_type", "outcome")
 	adopted     = newDesc("tokens_adopted_total", "Tokens taken from the cache.")
-	invalidated = newDesc("tokens_invalidated_total", "Tokens that the API refused.")
+	invalidated = newDesc("tokens_invalidated_total", "Tokens that Invalidate marked as refused.")
 	revoked     = newDesc("tokens_revoked_total", "Tokens that Revoke revoked.")
 	waits       = newDesc("waits_total", "Callers that had to wait for a token.")
-	waitTime    = newDesc("wait_seconds_total", "How long they waited, together.")
+	waitTime    = newDesc("wait_seconds_total", "Total time that callers waited for a token.")
 )
 
 func (c collector) Describe(descs chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, descs) }

@@ -1,6 +1,6 @@
 package interop
 
-// This file tests what Prometheus reads from sources, and the alerts on it.
+// This file tests the Prometheus metrics of sources, and the alerts that use them.
 
 import (
 	"net/http"
@@ -22,8 +22,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// eventful returns a source that has been through one of everything, with a stale
-// current token. Its first token was obtained at began, the last at began + 1 h.
+// eventful returns a source that has counted most kinds of events, and has a stale
+// token. It began to request its first token at began, and its last one hour later.
 func eventful(t *testing.T) (source *moovauth.TokenSource, began time.Time) {
 	server := moovtest.NewInMemory(moovtest.WithLatency(500 * time.Millisecond))
 	t.Cleanup(server.Close)
@@ -40,7 +40,7 @@ func eventful(t *testing.T) (source *moovauth.TokenSource, began time.Time) {
 	}
 	token() // client credentials, waited for half a second
 	source.Invalidate(token())
-	token() // refreshed, waited for half a second
+	token() // refresh token, waited for half a second
 	require.NoError(t, source.Revoke(t.Context()))
 	server.Enqueue(moovtest.Answer{Status: http.StatusUnauthorized})
 	_, err = source.Token() // fails, waited for half a second
@@ -52,7 +52,7 @@ func eventful(t *testing.T) (source *moovauth.TokenSource, began time.Time) {
 	return source, began
 }
 
-// exported is what Prometheus reads from collectors.
+// exported returns what Prometheus reads from collectors.
 func exported(t *testing.T, collectors ...prometheus.Collector) string {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -86,7 +86,7 @@ func TestPrometheus(t *testing.T) {
 		} {
 			assert.Contains(t, page, sample+"\n")
 		}
-		assert.NotContains(t, page, "cool_down", "there is none")
+		assert.NotContains(t, page, "cool_down", "the source is not cooling down")
 		problems, err := testutil.CollectAndLint(collector{"ping": source})
 		require.NoError(t, err)
 		assert.Empty(t, problems)
@@ -103,8 +103,8 @@ func TestPrometheusOfANewSource(t *testing.T) {
 	assert.Equal(t, 2*3+0+2*4, n)
 }
 
-// The alerts use metrics, labels and values that there are. Those of platform are
-// tested in examples/service.
+// The alerts use only metrics, labels and values that exist. examples/service tests
+// the alerts of platform.
 func TestAlertsUseTheMetricsOfTheCollector(t *testing.T) {
 	text, err := os.ReadFile("../docs/operations.md")
 	require.NoError(t, err)

@@ -1,7 +1,7 @@
 package interop
 
-// This file sends clients elsewhere: they follow with API requests, but without
-// the token, and with token and revoke requests not at all.
+// This file redirects clients to another host. They follow redirects of API requests,
+// but without the token. They do not follow redirects of token and revoke requests.
 
 import (
 	"net/http"
@@ -64,7 +64,7 @@ func TestRedirectElsewhereIsFollowedWithoutTheToken(t *testing.T) {
 			before, calls := arrived.Load(), len(a.seen())
 			require.NoError(t, c.call(t)())
 			assert.Equal(t, before+1, arrived.Load())
-			assert.Zero(t, authorized.Load(), "the token went along")
+			assert.Zero(t, authorized.Load(), "the token was sent to the other host")
 			assert.Len(t, a.seen(), calls+1)
 			assert.Zero(t, a.refused())
 		})

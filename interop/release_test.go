@@ -1,7 +1,7 @@
 package interop
 
-// This file tests the repository from outside: that its modules can be released
-// as RELEASING.md says, and that .github and CONTRIBUTING.md agree with the tree.
+// This file tests that the modules can be released as RELEASING.md says, and that
+// .github and CONTRIBUTING.md agree with the repository.
 
 import (
 	"encoding/json"
@@ -26,7 +26,7 @@ import (
 
 const rootModule = "github.com/moovauth/moovauth"
 
-// released are the folders of the modules that others require.
+// released lists the folders of the modules that users require.
 var released = []string{".", "rediscache", "platform"}
 
 func modulePath(folder string) string { return path.Join(rootModule, folder) }
@@ -62,8 +62,8 @@ func output(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// treeVersion returns the version of the release that the tree is, or will be: the
-// first one in the change log.
+// treeVersion returns the first version in the changelog. It is the version of this
+// tree or, before the release, the next one.
 func treeVersion(t *testing.T) string {
 	t.Helper()
 	_, rest, _ := strings.Cut(inRepository(t, "CHANGELOG.md"), "\n## ")
@@ -72,8 +72,8 @@ func treeVersion(t *testing.T) string {
 	return "v" + number
 }
 
-// Programs that require a module use its go.mod's require lines, and not its replace
-// directives, with which this tree is built.
+// This tree is built with the replace directives. A program that requires a module
+// uses only the require lines of the module's go.mod.
 func TestModulesRequireEachOtherAtTheVersionOfTheChangelog(t *testing.T) {
 	all := modules(t)
 	for folder, mod := range all {
@@ -87,7 +87,7 @@ func TestModulesRequireEachOtherAtTheVersionOfTheChangelog(t *testing.T) {
 				continue
 			}
 			assert.Equal(t, treeVersion(t), r.Mod.Version, "%s/go.mod: %s", folder, r.Mod.Path)
-			assert.Equal(t, r.Mod.Path, modulePath(replaced[r.Mod.Path]), "%s/go.mod: %s is built from this tree", folder, r.Mod.Path)
+			assert.Equal(t, r.Mod.Path, modulePath(replaced[r.Mod.Path]), "%s/go.mod: %s must be built from this tree", folder, r.Mod.Path)
 		}
 	}
 	assert.Empty(t, all["."].Replace, "go run and go install refuse a module with replace directives")
@@ -121,11 +121,11 @@ func TestPagesNameFilesThatExist(t *testing.T) {
 	}
 }
 
-// TestOutsiderBuilds releases this tree to a module proxy of its own, in a
-// folder, and requires the modules as somebody else's program would.
+// TestOutsiderBuilds releases this tree to a module proxy in a folder. Then it
+// requires the modules from a program outside of the repository.
 func TestOutsiderBuilds(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: it builds everything anew")
+		t.Skip("-short: this test builds everything without the build cache of modules")
 	}
 	v := treeVersion(t)
 	proxy := t.TempDir()
@@ -159,7 +159,7 @@ func TestOutsiderBuilds(t *testing.T) {
 		assert.Nil(t, got.Replace)
 	}
 
-	// Without a clone, as pkg.go.dev's readers would try it.
+	// A reader of pkg.go.dev can run the example without a clone.
 	assert.Contains(t, run("run", rootModule+"/examples/quickstart@"+v, "-h"), "MOOV_PUBLIC_KEY")
 }
 
@@ -181,13 +181,13 @@ func publish(t *testing.T, proxy, folder, v string) {
 
 	zip, err := os.Create(filepath.Join(dir, v+".zip"))
 	require.NoError(t, err)
-	require.NoError(t, modzip.CreateFromDir(zip, m, filepath.Join("..", folder))) // without the modules nested in it
+	require.NoError(t, modzip.CreateFromDir(zip, m, filepath.Join("..", folder))) // it leaves out nested modules
 	require.NoError(t, zip.Close())
 }
 
-// outsiderGo returns a function that runs the go command in dir and returns
-// what it prints. Our modules come from proxy; all else comes from this
-// machine's module cache, or from where it came from.
+// outsiderGo returns a function that runs the go command in dir and returns its
+// output. Our modules come from proxy. All others come from this machine's module
+// cache, or from its usual module proxy.
 func outsiderGo(t *testing.T, dir, proxy string) func(args ...string) string {
 	env, err := exec.Command("go", "env", "GOMODCACHE", "GOPROXY").Output()
 	require.NoError(t, err)
@@ -195,7 +195,7 @@ func outsiderGo(t *testing.T, dir, proxy string) func(args ...string) string {
 	fileURL := func(dir string) string { return (&url.URL{Scheme: "file", Path: filepath.ToSlash(dir)}).String() }
 	environment := append(os.Environ(),
 		"GOPROXY="+strings.Join([]string{fileURL(proxy), fileURL(filepath.Join(cache, "cache", "download")), upstream}, ","),
-		"GOMODCACHE="+t.TempDir(), // else our version would stay in this machine's, as if it had been released
+		"GOMODCACHE="+t.TempDir(), // so that our version does not stay in this machine's module cache
 		"GOFLAGS=-mod=mod -modcacherw",
 		"GONOSUMDB="+rootModule, "GONOPROXY=", "GOPRIVATE=", "GOWORK=off")
 	return func(args ...string) string {

@@ -1,8 +1,8 @@
 package interop
 
-// This file builds an authorization server on github.com/ory/fosite. It issues
-// no refresh tokens for client credentials, and a refresh kills the access token
-// that it replaces at once.
+// This file builds an authorization server on github.com/ory/fosite. It issues no
+// refresh tokens for client credentials. A refresh revokes the old access token at
+// once.
 
 import (
 	"net/http"
@@ -24,8 +24,8 @@ func newFosite(t *testing.T, life time.Duration) *foreign {
 	t.Helper()
 	config := &fosite.Config{
 		AccessTokenLifespan:           life,
-		RefreshTokenScopes:            []string{}, // a refresh needs none
-		DisableRefreshTokenValidation: true,       // by the API
+		RefreshTokenScopes:            []string{}, // a refresh requires no scope
+		DisableRefreshTokenValidation: true,       // the API does not check refresh tokens
 		ScopeStrategy:                 fosite.ExactScopeStrategy,
 		GlobalSecret:                  []byte("thirty-two bytes that are secret"),
 		HashCost:                      4,

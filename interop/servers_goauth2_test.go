@@ -2,8 +2,8 @@ package interop
 
 // This file builds an authorization server on github.com/go-oauth2/oauth2. It
 // issues refresh tokens for client credentials, and answers 401 to a refresh
-// token that it does not know. It has no revocation endpoint: the one here is
-// its manager's two methods behind RFC 7009.
+// token that it does not know. The package has no revocation endpoint. The one here
+// calls its manager's two methods, as RFC 7009 asks.
 
 import (
 	"net/http"

@@ -1,8 +1,8 @@
 package interop
 
-// This file is what authorization servers that others wrote have to bear: a
-// token, its refresh and revocation, and what they refuse. How each is built
-// is in a file of its own.
+// This file tests the package with authorization servers that others wrote: a token,
+// its refresh and revocation, and refused requests. Each server is built in its own
+// file.
 
 import (
 	"bytes"
@@ -28,30 +28,30 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// What each of these servers knows: two clients, both with pingScope. A form
-// encoding would change the second one's secret.
+// Each server knows two clients, both with pingScope. Form encoding would change the
+// secret of oddClient.
 var (
 	plainClient = moovauth.Credentials{ClientID: "client", ClientSecret: "the-client's-secret"}
 	oddClient   = moovauth.Credentials{ClientID: "odd-client", ClientSecret: "sl%2Fash+plus&and"}
 	clients     = []moovauth.Credentials{plainClient, oddClient}
 )
 
-// foreign is an authorization server where Moov's would be, and an API behind it.
+// foreign is an authorization server in the place of Moov's, with an API.
 type foreign struct {
 	URL  string
 	life time.Duration // of access tokens; some servers round it to seconds
 
 	issuesRefresh  bool                      // with client credentials
-	decodesBasic   bool                      // takes Basic credentials for form-encoded, as in RFC 6749 §2.3.1
+	decodesBasic   bool                      // the server form-decodes Basic credentials (RFC 6749 §2.3.1)
 	refusedRefresh int                       // status of a refused refresh token
-	mintRefresh    func(t *testing.T) string // of plainClient, as some other grant would
+	mintRefresh    func(t *testing.T) string // returns a refresh token of plainClient
 
 	mu       sync.Mutex
 	requests []foreignRequest
-	bearers  []string // tokens that the API has let in
+	bearers  []string // tokens that the API has accepted
 }
 
-// foreignRequest is a token or revoke request, and how it was answered.
+// foreignRequest is a token or revoke request, and the status of its answer.
 type foreignRequest struct {
 	path   string
 	form   url.Values
@@ -67,7 +67,8 @@ func newListener(t *testing.T) (*httptest.Server, string) {
 	return server, "http://" + server.Listener.Addr().String()
 }
 
-// serve mounts f. alive reports whether an access token is, and has pingScope.
+// serve starts server with f's endpoints. alive reports whether an access token is
+// valid and has pingScope.
 func (f *foreign) serve(server *httptest.Server, token, revoke http.HandlerFunc, alive func(token string) bool) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /oauth2/token", f.record(token))
@@ -111,14 +112,15 @@ func (r *statusRecorder) WriteHeader(status int) {
 	r.ResponseWriter.WriteHeader(status)
 }
 
-// since returns the requests to path from the nth on, in order.
+// since returns the requests to path, in order, without the first n requests.
 func (f *foreign) since(n int, path string) []foreignRequest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(f.requests[n:]), func(r foreignRequest) bool { return r.path != path })
 }
 
-// grants returns the grant types and statuses of the token requests from the nth request on.
+// grants returns the grant types and statuses of the token requests, without the first
+// n requests.
 func (f *foreign) grants(n int) (grants []string) {
 	for _, r := range f.since(n, "/oauth2/token") {
 		grants = append(grants, fmt.Sprintf("%s %d", r.form.Get("grant_type"), r.status))
@@ -149,14 +151,14 @@ func (f *foreign) newSource(t *testing.T, creds moovauth.Credentials, more ...mo
 	return s
 }
 
-// ping calls the API with a token, whatever it is.
+// ping calls the API with any token.
 func (f *foreign) ping(token string) error {
 	source := oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
 	return get(oauth2.NewClient(context.Background(), source), f.URL+"/ping")()
 }
 
-// testServer runs all of it on a server of start's, whose tokens live for the
-// time given: the subtests share one, but for the rollover.
+// testServer runs all tests with servers from start, which takes the lifetime of
+// tokens. The rollover has its own server, and the other tests share one.
 func testServer(t *testing.T, start func(*testing.T, time.Duration) *foreign) {
 	f := start(t, time.Hour)
 	t.Run("token", f.testToken)
@@ -174,7 +176,7 @@ func (f *foreign) testToken(t *testing.T) {
 	token, err := source.Token()
 	require.NoError(t, err)
 	assert.Equal(t, "Bearer", token.TokenType)
-	assert.WithinRange(t, token.Expiry, before.Add(f.life-time.Second), time.Now().Add(f.life), "seconds, not a timestamp")
+	assert.WithinRange(t, token.Expiry, before.Add(f.life-time.Second), time.Now().Add(f.life), "expires_in is in seconds")
 	assert.Equal(t, pingScope, token.Extra("scope"))
 	assert.Equal(t, f.issuesRefresh, token.RefreshToken != "")
 	require.NoError(t, get(source.Client(), f.URL+"/ping")())
@@ -182,8 +184,8 @@ func (f *foreign) testToken(t *testing.T) {
 	assert.Equal(t, []string{"client_credentials 200"}, f.grants(n))
 }
 
-// The callers meet servers that kill an access token as soon as its successor
-// is issued, also while it is on its way.
+// Some servers revoke an access token as soon as they issue the next one, even before
+// the reply has arrived.
 func (f *foreign) testRollover(t *testing.T) {
 	n := f.mark()
 	client := f.newSource(t, plainClient, early).Client()
@@ -217,7 +219,7 @@ func (f *foreign) testRefresh(t *testing.T) {
 	require.NotEmpty(t, token.RefreshToken)
 	require.NotEqual(t, refresh, token.RefreshToken)
 
-	// Used up, it is refused, and client credentials take over in the same call.
+	// The used refresh token is refused. The same call then uses the client credentials.
 	n = f.mark()
 	again := f.newSource(t, plainClient, moovauth.WithToken(&oauth2.Token{RefreshToken: refresh}))
 	require.NoError(t, get(again.Client(), f.URL+"/ping")())
@@ -226,7 +228,8 @@ func (f *foreign) testRefresh(t *testing.T) {
 	f.refusesRefresh(t, refresh)
 }
 
-// refusesRefresh: a source that has nothing but this refresh token says so.
+// refusesRefresh asserts that a source which has only this refresh token returns the
+// server's refusal.
 func (f *foreign) refusesRefresh(t *testing.T, refresh string) {
 	t.Helper()
 	source, err := moovauth.NewTokenSource(plainClient, f.options(moovauth.WithToken(&oauth2.Token{RefreshToken: refresh}))...)
@@ -265,15 +268,15 @@ func (f *foreign) testRevocation(t *testing.T) {
 	require.NoError(t, get(client, f.URL+"/ping")())
 	assert.Equal(t, []string{"client_credentials 200"}, f.grants(n))
 
-	// What client credentials gave, by the function.
+	// The function Revoke revokes a token that came with the client credentials.
 	token, err = source.Token()
 	require.NoError(t, err)
 	require.NoError(t, moovauth.Revoke(t.Context(), plainClient, token.AccessToken, f.options(moovauth.WithTokenTypeHint(moovauth.AccessToken))...))
 	require.ErrorContains(t, f.ping(token.AccessToken), "401")
-	require.NoError(t, moovauth.Revoke(t.Context(), plainClient, token.AccessToken, f.options()...), "it is no longer known")
+	require.NoError(t, moovauth.Revoke(t.Context(), plainClient, token.AccessToken, f.options()...), "the server does not know the token")
 	require.NoError(t, moovauth.Revoke(t.Context(), plainClient, "never-issued", f.options()...))
 
-	// The source finds out by the 401.
+	// The 401 tells the source that its token was revoked.
 	require.NoError(t, get(client, f.URL+"/ping")())
 }
 
@@ -303,7 +306,8 @@ func (f *foreign) testRefusedScope(t *testing.T) {
 	assert.Equal(t, []string{"client_credentials 400"}, f.grants(n))
 }
 
-// refused asserts that err is a refusal for good, for our callers and for x/oauth2's.
+// refused asserts that err is a permanent refusal, as an *Error and as an
+// *oauth2.RetrieveError.
 func (f *foreign) refused(t *testing.T, err error, status int, code string) {
 	t.Helper()
 	var refused *moovauth.Error
@@ -316,8 +320,8 @@ func (f *foreign) refused(t *testing.T, err error, status int, code string) {
 	assert.Equal(t, code, retrieve.ErrorCode)
 }
 
-// Moov takes Basic credentials as they are. If a server decodes them first,
-// a secret that this would change has to go in the body.
+// Moov does not form-decode Basic credentials. If a server does, a secret that
+// decoding would change must be sent in the body.
 func (f *foreign) testClientAuthentication(t *testing.T) {
 	inParams := moovauth.WithAuthStyle(oauth2.AuthStyleInParams)
 	for _, creds := range clients {

@@ -1,8 +1,8 @@
 package interop
 
-// This file builds an authorization server on github.com/zitadel/oidc. It
-// issues no refresh tokens for client credentials, an ID token with a refresh,
-// and answers a revocation with 200 and a body.
+// This file builds an authorization server on github.com/zitadel/oidc. It issues no
+// refresh tokens for client credentials, and returns an ID token with a refresh. It
+// answers a revocation with 200 and a body.
 
 import (
 	"context"
@@ -54,13 +54,13 @@ func newZitadel(t *testing.T, life time.Duration) *foreign {
 	return f
 }
 
-// zitadelStorage keeps tokens by their ID.
+// zitadelStorage stores tokens by ID.
 type zitadelStorage struct {
-	op.Storage // nil: for what is not called here
+	op.Storage // nil: its other methods are not called
 	life       time.Duration
 	key        zitadelKey
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	access  map[string]zitadelToken
 	refresh map[string]zitadelToken
 }
@@ -189,7 +189,7 @@ func (r *zitadelRefreshRequest) GetAuthTime() time.Time           { return time.
 func (r *zitadelRefreshRequest) SetCurrentScopes(scopes []string) { r.scopes = scopes }
 
 type zitadelClient struct {
-	op.Client // nil: for what is not called here
+	op.Client // nil: its other methods are not called
 	id        string
 }
 

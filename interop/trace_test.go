@@ -1,7 +1,7 @@
 package interop
 
-// This file shows that a token request is shared: nothing that a caller's context
-// carries reaches it. Trace it with the client that WithHTTPClient is given.
+// This file tests that a token request is shared, so that it does not use a caller's
+// context. To trace token requests, give WithHTTPClient a client that traces.
 
 import (
 	"net/http"
@@ -19,11 +19,11 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// hooks counts what httptrace tells of.
+// hooks counts the events of httptrace.
 type hooks struct {
 	mu    sync.Mutex
 	conns int      // requests that asked for a connection
-	wrote []string // the Content-Type of each, which only forms have here
+	wrote []string // the Content-Type of each form; API calls here have none
 }
 
 func (h *hooks) trace() *httptrace.ClientTrace {
@@ -53,8 +53,8 @@ func TestCallersTraceSeesNoTokenRequest(t *testing.T) {
 		resp.Body.Close()
 		assert.Equal(t, http.StatusOK, resp.StatusCode)
 		if n == 0 {
-			assert.Equal(t, 1, h.conns, "the call's own")
-			a.tokens.RevokeAll() // the next call is refused, and made again
+			assert.Equal(t, 1, h.conns, "only the API call")
+			a.tokens.RevokeAll() // the next call is refused, and sent again
 		}
 	}
 	assert.Len(t, a.seen(), 3)
@@ -62,7 +62,7 @@ func TestCallersTraceSeesNoTokenRequest(t *testing.T) {
 	assert.Empty(t, h.wrote)
 }
 
-// A RoundTripper of one's own gives token requests a trace.
+// A user's RoundTripper can trace token requests.
 func TestTokenRequestsAreTracedByTheirClient(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil)
@@ -78,8 +78,8 @@ func TestTokenRequestsAreTracedByTheirClient(t *testing.T) {
 	assert.Len(t, h.wrote, len(a.tokens.Requests()))
 }
 
-// Through a reverse proxy the token endpoint's 1xx replies do not reach the
-// client outside, since the proxy's hooks are in the call's context.
+// A reverse proxy has hooks in the API call's context, which forward 1xx replies. The
+// token endpoint's 1xx replies do not reach the proxy's client.
 func TestTokenEndpointsInformationalReplyStaysInside(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil)

@@ -1,7 +1,7 @@
 package interop
 
-// This file puts our Transport on top of other RoundTrippers, and under a
-// client that wraps it.
+// This file uses our Transport around other RoundTrippers, and inside a client that
+// wraps it.
 
 import (
 	"crypto/tls"
@@ -38,7 +38,7 @@ func flaky(answer http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// newRetrying returns a client that tries again soon, on base.
+// newRetrying returns a client that uses base and retries after a millisecond.
 func newRetrying(base *http.Client) *retryablehttp.Client {
 	c := retryablehttp.NewClient()
 	c.Logger = nil
@@ -56,8 +56,8 @@ func TestRetryableHTTPAroundTransport(t *testing.T) {
 	l.run(t)
 }
 
-// A RoundTripper makes one request, and a redirect is for the client above it
-// to follow: retryablehttp, used as one, has to be told so.
+// A RoundTripper must not follow redirects: the client above it does. So retryablehttp,
+// used as a RoundTripper, needs a CheckRedirect.
 func TestRetryableHTTPInsideTransport(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, flaky(wantPayload), moovtest.WithLifetime(shortLife))
@@ -70,8 +70,8 @@ func TestRetryableHTTPInsideTransport(t *testing.T) {
 
 func followNone(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// However often the client around it tries again, an endpoint that wants to be
-// left alone is.
+// The client retries often, but the token endpoint, which asked to wait, gets only one
+// request.
 func TestRetryableHTTPDoesNotHammerTheTokenEndpoint(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, (*httptest.Server).Start, nil)
@@ -91,7 +91,7 @@ func TestHTTP2(t *testing.T) {
 		base func(config *tls.Config) http.RoundTripper
 	}{
 		{"x-net-http2", func(config *tls.Config) http.RoundTripper {
-			//lint:ignore SA1019 it is what is tried here, and still in use
+			//lint:ignore SA1019 http2.Transport is still in use, so it is tested here
 			return &http2.Transport{TLSClientConfig: config}
 		}},
 		{"net-http", func(config *tls.Config) http.RoundTripper {
@@ -123,7 +123,7 @@ func TestProxy(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		start  func(*httptest.Server)
-		method string // of what reaches the proxy
+		method string // of the requests that reach the proxy
 	}{
 		{"http", (*httptest.Server).Start, http.MethodPost},
 		{"https", (*httptest.Server).StartTLS, http.MethodConnect},
@@ -151,7 +151,7 @@ func TestProxy(t *testing.T) {
 				user, _, _ := parseProxyAuthorization(r)
 				assert.Equal(t, "proxy-user", user)
 				if c.method == http.MethodConnect {
-					assert.NotContains(t, r.Header, "Authorization", "what the tunnel is for")
+					assert.NotContains(t, r.Header, "Authorization", "the token is sent only in the tunnel")
 				}
 			}
 		})
@@ -194,7 +194,7 @@ func (p *proxy) seen() []*http.Request {
 	return p.requests
 }
 
-// tunnel carries bytes to and from host until one of both ends hangs up.
+// tunnel copies bytes to and from host until one end closes the connection.
 func tunnel(w http.ResponseWriter, host string) {
 	there, err := net.Dial("tcp", host)
 	if err != nil {
