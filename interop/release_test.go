@@ -125,7 +125,7 @@ func TestPagesNameFilesThatExist(t *testing.T) {
 // requires the modules from a program outside of the repository.
 func TestOutsiderBuilds(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: this test builds everything without the build cache of modules")
+		t.Skip("-short: this test builds all modules again")
 	}
 	v := treeVersion(t)
 	proxy := t.TempDir()
