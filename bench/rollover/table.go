@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// stall is the time that only calls which waited for a token exceed.
+// stall is a limit: a call that takes longer has most likely waited for a token.
 const stall = 10 * time.Millisecond
 
 // summary is what the table says about a lane.
