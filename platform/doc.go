@@ -1,12 +1,12 @@
-// Package platform is for platforms with connected accounts: many access tokens
-// from one API key of Moov's, within its rate limit.
+// Package platform manages the access tokens of many connected accounts with one
+// Moov API key, within Moov's rate limit.
 //
-// A server that calls Moov for its accounts, with a token that is good for one
-// account and purpose only:
+// A server that calls Moov for its accounts gets a client for each account and
+// purpose. The client's token is good for nothing else:
 //
 //	tokens, err := platform.New(
 //		moovauth.Credentials{ClientID: publicKey, ClientSecret: secretKey},
-//		platform.WithRate(20), // of the 40 requests a second that Moov takes: API calls need the rest
+//		platform.WithRate(20), // Moov takes 40 requests a second; API calls use the rest
 //		platform.WithSource(moovauth.WithOrigin("https://example.com")),
 //	)
 //	if err != nil {
@@ -19,13 +19,13 @@
 //	}
 //	resp, err := client.Get("https://api.moov.io/accounts/" + accountID + "/cards")
 //
-// A server whose pages use Moov.js and the Drops, and need a token of their own
-// for the user who is logged in:
+// A server whose pages use Moov.js and the Drops gives each page a token for the
+// user who is logged in:
 //
 //	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
 //		user, err := sessions.User(r)
 //		if err != nil {
-//			return nil, err // 500, and a line in the log
+//			return nil, err // the page gets a 500, and the error is logged
 //		}
 //		if user == nil {
 //			return nil, platform.StatusError(http.StatusUnauthorized)
@@ -35,21 +35,24 @@
 //
 //	mux.Handle("GET /moov-token.js", platform.PageModule())
 //
-// In the page a module keeps the token fresh:
+// In the page, a JavaScript module keeps the token fresh:
 //
 //	import { moovToken } from "/moov-token.js";
 //	const session = moovToken({ url: "/moov-token", onToken(token) { drop.token = token.access_token; } });
 //
-// [Tokens] keeps a [moovauth.TokenSource] for each set of scopes, so all that its
-// documentation says is true here, too. Three things are added. All token and
-// revoke requests wait in one queue, in which people go first: so a thousand
-// accounts that start at once are served one after the other instead of being
-// refused, and no page waits for them. Only so many sources are kept. And tokens
-// can be minted for a page, without a refresh token.
+// [Tokens] keeps one [moovauth.TokenSource] for each set of scopes. Each source
+// behaves as package moovauth documents it. Tokens adds three things:
 //
-// A cache given with [moovauth.WithCache] in [WithSource] has an entry for each
+//   - All token and revoke requests wait in one queue. If a thousand accounts start
+//     at once, the queue sends their requests one after the other, so that Moov does
+//     not refuse them. Interactive requests, for which a person waits, go first.
+//   - It limits the number of sources that it keeps: see [WithCapacity].
+//   - It can mint a token for a page or an app, without a refresh token: see
+//     [Tokens.Handler] and [Tokens.Mint].
+//
+// If [WithSource] contains [moovauth.WithCache], the cache has one entry for each
 // set of scopes.
 //
-// Moov counts the requests of an account and IP address. Processes that share
-// both need one limit together: see [WithLimiter].
+// Moov limits the rate of all requests of an account from one IP address.
+// Processes that share both should share one limiter: see [WithLimiter].
 package platform

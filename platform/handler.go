@@ -1,7 +1,7 @@
 package platform
 
-// This file is the endpoint that gives a browser its token: who may ask, what is
-// answered, and what is not told.
+// This file is the endpoint that gives a browser its token. It decides who may ask,
+// and keeps the reason of a failure from the page.
 
 import (
 	"cmp"
@@ -19,23 +19,23 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// queueMost is how long a page waits in the queue.
-const queueMost = 10 * time.Second
+// maxQueued is how long a page waits in the queue.
+const maxQueued = 10 * time.Second
 
-// A StatusError is an error of Handler's scopes function, or of [WithMinted]'s,
-// that sets the status of the reply: StatusError(401) if there is no session. It
-// goes from 400 to 599.
+// A StatusError is an error with an HTTP status from 400 to 599. If the scopes
+// function of [Tokens.Handler], or the function of [WithMinted], returns it, the reply
+// has that status: for example StatusError(401) if there is no session.
 type StatusError int
 
-// Error is the status and its text.
+// Error returns the status and its text.
 func (e StatusError) Error() string {
 	return strings.TrimSpace(fmt.Sprint(int(e), " ", http.StatusText(int(e))))
 }
 
-// StatusCode is the status.
+// StatusCode returns the status.
 func (e StatusError) StatusCode() int { return int(e) }
 
-// Handler returns an endpoint that mints a token for the user who asks:
+// Handler returns an endpoint that mints a token for the user who makes the request:
 //
 //	mux.Handle("/moov-token", tokens.Handler(func(r *http.Request) ([]string, error) {
 //		user, err := sessions.User(r)
@@ -43,41 +43,44 @@ func (e StatusError) StatusCode() int { return int(e) }
 //			return nil, platform.StatusError(http.StatusUnauthorized)
 //		}
 //		if err != nil {
-//			return nil, err // 500, and a line in the log
+//			return nil, err // the page gets a 500, and the error is logged
 //		}
 //		return []string{"/accounts/" + user.MoovAccount + "/cards.write"}, nil
 //	}))
 //
-// scopes says what the user who made a request may have. It is called for each
-// POST from a page of the same origin ([http.CrossOriginProtection]), or of one
-// of [WithOrigins]. It must know the user by itself: by a cookie, or a header. It
-// is also the place for a limit for each user: a page that asks in a loop takes
-// the turns of all other pages.
+// The scopes function returns the scopes that the user may have. Handler calls it
+// for each POST from a page of the same origin (see [http.CrossOriginProtection]) or
+// of an origin in [WithOrigins]. The function must identify the user itself, by a
+// cookie or a header. It is also the place for a rate limit for each user:
+// without one, a page that asks in a loop delays all other pages.
 //
-// The reply is that of RFC 6749 §5.1: JSON with access_token, token_type,
-// expires_in, in seconds from now, and scope. There is never a refresh token.
-// The other replies are JSON with an error that says no more than this table:
+// The reply is a token response (RFC 6749 §5.1): JSON with access_token, token_type,
+// expires_in, in seconds from now, and scope. It never contains a refresh token. All
+// other replies are JSON with a member "error" that only names the status:
 //
-//	403  another origin
-//	405  not POST
-//	500  an error of scopes, or it returned none, or bad ones: see moovauth.WithScopes
-//	502  Moov refused, or could not be reached
-//	503  the request waited in the queue for 10 s, or until its context ended:
-//	     Retry-After says when to ask again. Or scopes was stopped by a context
-//	504  Moov took too long
+//	403  the page has another origin
+//	405  the method is not POST
+//	500  the scopes function failed, or returned no scopes or invalid ones
+//	     (see moovauth.WithScopes)
+//	502  Moov refused the request, or could not be reached
+//	503  the request waited in the queue for 10 s, or its context ended there:
+//	     Retry-After says when to try again. Or the scopes function failed because
+//	     a context ended
+//	504  Moov did not answer in time
 //
-// If an error of scopes has a method StatusCode() int, such as [StatusError], the
-// reply has that status. It is then not logged. All other errors of scopes, and
-// what a 500, 502 or 504 was about, go to the ErrorLog of the [http.Server]: with
-// Moov's request ID, and nothing secret. A panic of scopes is net/http's. If the
-// page goes away, its place in the queue is free at once.
+// If the error of the scopes function has a method StatusCode() int, as a
+// [StatusError] has, the reply has that status, and nothing is logged. Handler logs
+// every other error of the function, and the reason of each 500, 502 and 504, to the
+// ErrorLog of the [http.Server]. The log has Moov's request ID and no secret. A panic
+// in the function is left to net/http. If the page disconnects, its request leaves
+// the queue at once.
 //
-// Set the WriteTimeout of the [http.Server] to more than 10 s, for the queue, plus
-// [moovauth.WithTimeout]. If it is shorter, a page may get no reply, and its token
-// is lost.
+// Set the WriteTimeout of the [http.Server] to more than the 10 s in the queue plus
+// [moovauth.WithTimeout]. If it is shorter, a page may get no reply, and its token is
+// lost.
 //
-// Nothing that was minted is kept here. To revoke a user's tokens at sign-out,
-// note them with [WithMinted], as the example SignOut does.
+// Handler does not keep the tokens that it mints. To revoke the tokens of a user at
+// sign-out, store them with [WithMinted], as the SignOut example does.
 func (t *Tokens) Handler(scopes func(*http.Request) ([]string, error)) http.Handler {
 	if scopes == nil {
 		panic("moovauth: platform: Handler: scopes is nil")
@@ -113,48 +116,36 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuseFor(w, r, err)
 		return
 	}
-	if !strings.HasPrefix(origin, "https:") {
-		origin = "" // no API key's list has it
-	}
-	token, status, err := h.tokens.mint(r.Context(), queueMost, origin, scopes)
-	switch {
-	case status == http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", strconv.Itoa(h.tokens.queue.clear()))
-		refuse(w, status)
-		return
-	case err != nil:
-		h.log(r, err)
+	token, status, err := h.tokens.mint(r.Context(), maxQueued, origin, scopes)
+	if err != nil {
+		if status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", strconv.Itoa(h.tokens.queue.clear()))
+		} else {
+			h.log(r, err)
+		}
 		refuse(w, status)
 		return
 	}
-	if err := h.note(r, token); err != nil {
+	if err := h.tokens.minted(r, token); err != nil {
+		h.revoke(r, token)
 		h.refuseFor(w, r, err)
 		return
 	}
 	grant(w, token, set(scopes))
 }
 
-// note calls WithMinted's function, and revokes the token if it is not noted.
-func (h *handler) note(r *http.Request, token *oauth2.Token) error {
-	if h.tokens.minted == nil {
-		return nil
+// revoke revokes a token that the page does not get, even if the page has
+// disconnected.
+func (h *handler) revoke(r *http.Request, token *oauth2.Token) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), maxQueued)
+	defer cancel()
+	if err := h.tokens.Revoke(ctx, token.AccessToken); err != nil {
+		h.log(r, fmt.Errorf("the token that no page got stays alive: %w", err))
 	}
-	err := h.tokens.minted(r, token)
-	if err != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), queueMost) // also if the page has left
-		defer cancel()
-		if alive := h.tokens.Revoke(ctx, token.AccessToken); alive != nil {
-			h.log(r, fmt.Errorf("the token that no page got stays alive: %w", alive))
-		}
-	}
-	return err
 }
 
 // allowOrigin lets a page of a trusted origin read the reply (CORS).
 func (h *handler) allowOrigin(w http.ResponseWriter, r *http.Request) (origin string, trusted bool) {
-	if h.tokens.config == nil || len(h.tokens.origins) == 0 {
-		return "", false
-	}
 	w.Header().Add("Vary", "Origin")
 	origin = r.Header.Get("Origin")
 	if !h.tokens.origins[origin] {
@@ -166,17 +157,15 @@ func (h *handler) allowOrigin(w http.ResponseWriter, r *http.Request) (origin st
 	return origin, true
 }
 
-// preflight allows what a trusted page is about to send.
+// preflight allows the request that a trusted page is about to send.
 func preflight(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Access-Control-Allow-Methods", http.MethodPost)
-	if wanted := r.Header.Values("Access-Control-Request-Headers"); len(wanted) > 0 {
-		w.Header().Set("Access-Control-Allow-Headers", strings.Join(wanted, ", "))
-	}
+	w.Header().Set("Access-Control-Allow-Headers", strings.Join(r.Header.Values("Access-Control-Request-Headers"), ", "))
 	w.Header().Set("Access-Control-Max-Age", "600")
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// refuseFor answers for an error of the user's functions.
+// refuseFor replies to an error of one of the user's functions.
 func (h *handler) refuseFor(w http.ResponseWriter, r *http.Request, err error) {
 	var with interface{ StatusCode() int }
 	if errors.As(err, &with) && 400 <= with.StatusCode() && with.StatusCode() <= 599 {
@@ -191,7 +180,7 @@ func (h *handler) refuseFor(w http.ResponseWriter, r *http.Request, err error) {
 	refuse(w, status)
 }
 
-// log tells the server's log what is wrong.
+// log writes err to the server's log.
 func (h *handler) log(r *http.Request, err error) {
 	logger := log.Default()
 	if server, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && server.ErrorLog != nil {
@@ -206,7 +195,8 @@ func refuse(w http.ResponseWriter, status int) {
 	writeJSON(w, status, map[string]string{"error": cmp.Or(code, "refused")})
 }
 
-// grant writes a token response (RFC 6749 §5.1).
+// grant writes a token response (RFC 6749 §5.1). asked is its scope if Moov named
+// none.
 func grant(w http.ResponseWriter, t *oauth2.Token, asked []string) {
 	scope, _ := t.Extra("scope").(string)
 	writeJSON(w, http.StatusOK, struct {
@@ -220,5 +210,5 @@ func grant(w http.ResponseWriter, t *oauth2.Token, asked []string) {
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // the page may have left
+	_ = json.NewEncoder(w).Encode(body) // an error means that the page has disconnected
 }

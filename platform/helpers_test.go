@@ -58,7 +58,7 @@ type result struct {
 	failed  int
 }
 
-func alone(perSecond float64) *queue {
+func newTestQueue(perSecond float64) *queue {
 	return newQueue(&config{perSecond: perSecond, logger: slog.New(slog.DiscardHandler)})
 }
 

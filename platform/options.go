@@ -1,17 +1,18 @@
 package platform
 
-// This file holds what New is given, and refuses what cannot work.
+// This file holds the options of New, and refuses values that cannot work.
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/oauth2"
@@ -19,40 +20,41 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-const (
-	defaultRate     = 10 // requests per second: all that Moov takes from a test account
-	defaultCapacity = 10_000
-)
-
-// An Option configures [New]. If one is given twice, the last counts, except
-// for [WithSource] and [WithOrigins], which add up.
+// An Option configures [New]. If an option is given twice, the last one counts,
+// except for [WithSource] and [WithOrigins], which add up.
 type Option func(*config) error
 
-// config is what the options add up to. It is not changed after New.
+// config is the sum of the options. It does not change after New.
 type config struct {
 	perSecond float64
 	capacity  int
 	source    []moovauth.Option
 	origins   map[string]bool
-	shared    moovauth.Limiter // nil: none
+	shared    moovauth.Limiter // of a fleet; nil: none
 	minted    func(*http.Request, *oauth2.Token) error
-	logger    *slog.Logger // nil: nowhere
+	logger    *slog.Logger
 }
 
-func newConfig(opts []Option) (*config, error) {
-	c := &config{perSecond: defaultRate, capacity: defaultCapacity, origins: make(map[string]bool)}
+func newConfig(opts []Option) (config, error) {
+	c := config{
+		perSecond: 10, // all that Moov takes from a test account
+		capacity:  10_000,
+		origins:   make(map[string]bool),
+		minted:    func(*http.Request, *oauth2.Token) error { return nil },
+		logger:    slog.New(slog.DiscardHandler),
+	}
 	for i, opt := range opts {
 		if opt == nil {
-			return nil, fmt.Errorf("moovauth: platform: option %d is nil: leave it out", i+1)
+			return c, fmt.Errorf("moovauth: platform: option %d is nil: leave it out", i+1)
 		}
-		if err := opt(c); err != nil {
-			return nil, fmt.Errorf("moovauth: platform: %w", err)
+		if err := opt(&c); err != nil {
+			return c, fmt.Errorf("moovauth: platform: %w", err)
 		}
 	}
 	return c, nil
 }
 
-// option refuses what is not ok, with an error that says what is wanted.
+// option calls set if ok, and otherwise returns an error that says what is wanted.
 func option(ok bool, set func(*config), wanted string, args ...any) Option {
 	return func(c *config) error {
 		if !ok {
@@ -63,80 +65,116 @@ func option(ok bool, set func(*config), wanted string, args ...any) Option {
 	}
 }
 
-// WithRate sets how many token and revoke requests a second may go. Moov takes 40
-// requests a second from one account and IP address, 10 if it is a test account.
-// API calls count, too, and do not wait in the queue: leave room for them. If the
-// server takes fewer than this, its 429s slow the queue down. Default: 10.
+// WithRate sets how many token and revoke requests the queue may send per second.
+// Moov takes 40 requests a second from one account and IP address, or 10 if it is a
+// test account. API calls count towards Moov's limit too, and do not wait in the
+// queue, so leave room for them. If the server takes fewer requests than this, its
+// 429s slow the queue down. Default: 10.
 //
-// With Moov's tokens of 15 minutes, which are refreshed after 12, the rate
-// suffices if
+// Moov's tokens live for 15 minutes and are refreshed after 12 minutes. With these
+// tokens the rate suffices if
 //
-//	accounts in use / 720 s + pages a second < 0.97 of the rate
+//	accounts in use / 720 s + pages per second < 0.97 of the rate
 //
-// so that 10 requests a second are enough for 5,000 accounts and 2 pages a
-// second. [Stats] has the first part as Needed.
+// For example, 10 requests a second suffice for 5,000 accounts and 2 pages a second.
+// [Stats] reports the first term as Needed.
 func WithRate(perSecond float64) Option {
 	return option(perSecond > 0 && !math.IsInf(perSecond, 0), func(c *config) { c.perSecond = perSecond },
 		"WithRate: want a number of requests per second above 0, such as 10; got %v", perSecond)
 }
 
-// WithCapacity sets how many sources are kept. Beyond it the least recently used
-// is removed. A caller that holds a removed source can continue to use it.
-// Otherwise the next [Tokens.Source] makes another, which needs a token of its own. So the capacity
-// should be at least the number of accounts in use. [Stats] counts the sources that were
-// let go with a good token as Evicted. Default: 10,000.
+// WithCapacity sets how many sources are kept. If there are more, the least recently
+// used source is removed. A caller that holds a removed source can continue to use
+// it, and [Tokens.Source] still finds it. If no caller holds it, the next call of
+// Source makes a new source, which costs a token request. So the capacity should be
+// at least the number of accounts in use. [Stats] counts the sources that were removed
+// while their token was good as Evicted. Default: 10,000.
 func WithCapacity(n int) Option {
 	return option(n > 0, func(c *config) { c.capacity = n }, "WithCapacity: want a number of sources of 1 or more, got %d", n)
 }
 
 // WithLimiter makes all token and revoke requests wait for a limiter that the
-// processes of a fleet share, such as rediscache's, instead of keeping a rate of
-// its own. A turn goes to the request that is first in the queue when Wait returns.
-// At most 8 calls of Wait are under way at a time. If l has the method Unused(), it
-// is called for each turn that no request needs any more. If l has the method
-// Refused(retryAfter time.Duration), it is called for each 429.
+// processes of a fleet share, such as rediscache's. The limiter then sets the rate of
+// the queue. Each call of l.Wait that returns nil grants one turn: one request may be
+// sent. The turn goes to the request that is first in the queue at that moment. At
+// most 8 calls of l.Wait run at a time.
 //
-// If Wait returns an error, the queue keeps to [WithRate] for a second, and then
+// l may have two more methods. If l has Unused(), it is called for each turn that no
+// request needs. If l has Refused(retryAfter time.Duration), it is called for each 429
+// to a token or revoke request.
+//
+// If l.Wait returns an error, the queue keeps to [WithRate] for a second, and then
 // asks l again. Default: no limiter.
 func WithLimiter(l moovauth.Limiter) Option {
 	return option(l != nil, func(c *config) { c.shared = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
 }
 
-// WithSource sets options for each source, and for what [Tokens.Mint] and
-// [Tokens.Revoke] do: where the API is, the origin, the HTTP client, the cache.
-// Given twice, they add up. WithScopes among them has no effect. [New] refuses
-// WithToken, since all accounts would share the token, and moovauth.WithLimiter:
-// see [WithLimiter].
+// WithSource sets options for all sources, and for the requests of [Tokens.Mint],
+// [Tokens.Handler] and [Tokens.Revoke]: for example the base URL, the origin, the HTTP
+// client and the cache. If WithSource is given twice, the options add up.
+//
+// A WithScopes among the options has no effect. [New] refuses WithToken, because all
+// accounts would share the token. It refuses moovauth.WithLimiter too: use
+// [WithLimiter] of this package.
 func WithSource(opts ...moovauth.Option) Option {
 	return option(!slices.ContainsFunc(opts, func(o moovauth.Option) bool { return o == nil }),
 		func(c *config) { c.source = append(c.source, opts...) }, "WithSource: an option is nil: leave it out")
 }
 
-// WithLogger sets where the sources, and what is minted and revoked, are logged:
-// see [moovauth.WithLogger]. A warning about the scopes or the lifetime that Moov
-// has granted is logged once for each set of scopes. Three more warnings are
-// logged once: if [WithRate] is too low for the accounts in use, if
-// [WithCapacity] is, and if the limiter of [WithLimiter] fails. Default: nowhere.
+// WithLogger sets the logger of all sources, and of all requests that mint or revoke a
+// token: see [moovauth.WithLogger]. A warning about the scopes or the lifetime that
+// Moov has granted is logged only once for each set of scopes. Three more warnings are
+// logged only once: [WithRate] is too low for the accounts in use, [WithCapacity] is
+// too low for them, and the limiter of [WithLimiter] has failed. Default: no log.
 func WithLogger(l *slog.Logger) Option {
-	return option(l != nil, func(c *config) { c.logger = l }, "WithLogger: the logger is nil: leave the option out to log nothing")
+	return option(l != nil, func(c *config) {
+		c.logger = slog.New(once{l.Handler(), new(sync.Map)})
+		c.source = append(c.source, moovauth.WithLogger(c.logger))
+	}, "WithLogger: the logger is nil: leave the option out to log nothing")
+}
+
+// once is a [slog.Handler] that passes each warning on only once for a set of
+// scopes. It always passes on warnings that have an error.
+type once struct {
+	slog.Handler
+	logged *sync.Map // the keys are message and scopes
+}
+
+func (o once) Handle(ctx context.Context, r slog.Record) error {
+	key, failed := r.Message, false
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "scopes" {
+			key += a.Value.String()
+		}
+		failed = failed || a.Key == "error"
+		return true
+	})
+	if r.Level == slog.LevelWarn && !failed {
+		if _, before := o.logged.LoadOrStore(key, true); before {
+			return nil
+		}
+	}
+	return o.Handler.Handle(ctx, r)
 }
 
 // WithMinted sets a function that [Tokens.Handler] calls with each token before it
-// replies, even if the page has disconnected: note the token there, to revoke it at
-// sign-out. If it returns an error, the token is revoked, and Handler replies as it
-// does to an error of the scopes function.
+// replies to the page. The function is called even if the page has disconnected. Use
+// it to store the token, so that you can revoke the token at sign-out. If f returns an
+// error, Handler revokes the token, and replies as it does to an error of its scopes
+// function.
 func WithMinted(f func(*http.Request, *oauth2.Token) error) Option {
 	return option(f != nil, func(c *config) { c.minted = f }, "WithMinted: the function is nil: leave the option out to note nothing")
 }
 
-// WithOrigins sets the pages of other origins that may use [Tokens.Handler],
-// such as https://app.example.com, or capacitor://localhost. Their CORS preflight
-// is answered, and their requests may carry cookies. Given twice, they add up.
+// WithOrigins sets the other origins whose pages may use [Tokens.Handler], such as
+// https://app.example.com or capacitor://localhost. Handler answers their CORS
+// preflight requests, and their requests may carry cookies. If WithOrigins is given
+// twice, the origins add up.
 //
-// The token request for a page of an https origin among them carries that origin.
-// So each of these must be on the API key's list of allowed domains at Moov, too.
-// For all other pages the token request carries the origin of
-// [moovauth.WithOrigin] in [WithSource]. Default: none.
+// For a page of an https origin in this list, the token request to Moov carries the
+// page's origin. So each of these origins must also be on the API key's list of
+// allowed domains at Moov. For all other pages the token request carries the origin
+// of [moovauth.WithOrigin] in [WithSource]. Default: none.
 func WithOrigins(origins ...string) Option {
 	return func(c *config) error {
 		for _, origin := range origins {
@@ -150,7 +188,7 @@ func WithOrigins(origins ...string) Option {
 	}
 }
 
-// hosts maps names as browsers do (UTS #46).
+// hosts maps host names as browsers do (UTS #46).
 var hosts = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(false))
 
 // normalise returns an origin as a browser sends it (RFC 6454 §6.2).
@@ -161,20 +199,13 @@ func normalise(origin string) (string, error) {
 	}
 	_, authority, _ := strings.Cut(origin, "://")
 	u, err := url.Parse(origin)
-	if err != nil || u.Hostname() == "" || u.Host != authority {
+	if err != nil || u.Hostname() == "" || u.Host != authority || strings.HasSuffix(authority, ":") {
 		return "", wanted
 	}
-	host := u.Hostname()
-	if ip, err := netip.ParseAddr(host); err == nil {
-		host = ip.String()
-	} else if host, err = hosts.ToASCII(host); err != nil {
+	host, err := hosts.ToASCII(authority)
+	if err != nil {
 		return "", fmt.Errorf("%w: %w", wanted, err)
 	}
-	if strings.Contains(host, ":") { // IPv6
-		host = "[" + host + "]"
-	}
-	if port := u.Port(); port != "" && port != map[string]string{"http": "80", "https": "443"}[u.Scheme] {
-		host += ":" + port
-	}
-	return u.Scheme + "://" + host, nil
+	defaultPort := map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
+	return u.Scheme + "://" + strings.TrimSuffix(host, defaultPort), nil
 }

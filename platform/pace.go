@@ -1,46 +1,45 @@
 package platform
 
-// This file is the arithmetic of the rate: how fast requests go, and how a 429
-// changes that. It takes the time as an argument, and neither waits nor locks.
+// This file calculates the rate at which requests go, and how a 429 changes it.
+// It takes the time as an argument. It does not wait, and takes no lock.
 
 import (
 	"math"
-	"slices"
 	"time"
 )
 
 const (
-	margin = 0.97 // of the rate assumed, and of what the server was seen to take
-	floor  = 0.02 // of the full rate: it is never cut below, so that it recovers
+	margin = 0.97 // of the configured rate, and of the rate that the server was seen to take
+	floor  = 0.02 // of the full rate: the lowest rate, from which the queue can recover
 
-	holdDefault = 250 * time.Millisecond // after a 429 without Retry-After
-	holdMost    = time.Hour              // whatever a Retry-After asks for
-	comeBack    = 20 * time.Millisecond  // after that, for those who were refused to be back in the queue
+	defaultHold = 250 * time.Millisecond // after a 429 without Retry-After
+	maxHold     = time.Hour              // even if Retry-After asks for more
+	comeBack    = 20 * time.Millisecond  // after a hold: refused requests return to the queue first
 
-	cutEvery = 500 * time.Millisecond // the 429s that follow sooner are of the same overload
+	cutEvery = 500 * time.Millisecond // 429s that follow sooner come from the same overload
 
-	quietFirst = 30 * time.Second // without a 429, before the rate is raised
-	quietMost  = 5 * time.Minute
-	raise      = 1.05 // each second
+	minQuiet = 30 * time.Second // without a 429, before the rate rises
+	maxQuiet = 5 * time.Minute
+	raise    = 1.05 // each second
 )
 
-// pace is the rate at which requests may go. A 429 cuts it to what the server
-// was seen to take, and after a while without one it is raised step by step.
+// pace is the rate at which requests may go. A 429 cuts the rate to what the
+// server was seen to take. After a while without a 429 the rate rises step by step.
 type pace struct {
-	full     float64       // requests per second as long as nothing is refused
+	full     float64       // requests per second as long as none is refused
 	cut      float64       // requests per second after the last cut; full if there was none
-	cutAt    time.Time     // zero: never
+	cutAt    time.Time     // of the last cut; zero: there was none
 	heldTo   time.Time     // no request goes before; zero: there was no 429
-	last     time.Time     // when the last request went, or was due to; zero: there was none
-	quiet    time.Duration // without a 429, before the rate is raised
-	answered []time.Time   // when a request was answered otherwise, in the last second
+	last     time.Time     // when the last request went, or should have gone; zero: there was none
+	quiet    time.Duration // without a 429, before the rate rises
+	answered []time.Time   // answers other than 429, in the last second
 }
 
 func newPace(perSecond float64) pace {
-	return pace{full: margin * perSecond, cut: margin * perSecond, quiet: quietFirst}
+	return pace{full: margin * perSecond, cut: margin * perSecond, quiet: minQuiet}
 }
 
-// rate is in requests per second.
+// rate returns the current rate, in requests per second.
 func (p *pace) rate(now time.Time) float64 {
 	raising := now.Sub(p.heldTo.Add(p.quiet))
 	if p.cut == p.full || raising < 0 {
@@ -50,10 +49,7 @@ func (p *pace) rate(now time.Time) float64 {
 	return min(p.full, p.cut*math.Pow(raise, float64(steps)))
 }
 
-// held is how long no request may go.
-func (p *pace) held(now time.Time) time.Duration { return max(0, p.heldTo.Sub(now)) }
-
-// due is when the next request may go.
+// due returns when the next request may go.
 func (p *pace) due(now time.Time) time.Time {
 	due := p.last.Add(p.interval(now))
 	if held := p.heldTo.Add(comeBack); held.After(due) {
@@ -62,8 +58,8 @@ func (p *pace) due(now time.Time) time.Time {
 	return due
 }
 
-// goes notes a request that goes now, and was due earlier than that if a timer
-// was late. Not more than one turn is made up for.
+// goes notes that a request goes now. due is earlier than now if a timer was late.
+// The next request makes up for the delay, but for one interval at most.
 func (p *pace) goes(due, now time.Time) {
 	if least := now.Add(-p.interval(now)); due.Before(least) {
 		due = least
@@ -78,50 +74,38 @@ func (p *pace) interval(now time.Time) time.Duration {
 	return time.Duration(float64(time.Second) / p.rate(now))
 }
 
-// answer takes note of an answer other than 429.
+// answer notes an answer other than 429.
 func (p *pace) answer(now time.Time) {
 	p.forget(now)
 	p.answered = append(p.answered, now)
 }
 
-// refuse takes note of a 429. asked is its Retry-After; 0: it has none.
+// refuse notes a 429. asked is its Retry-After, or 0 if it has none.
 func (p *pace) refuse(now time.Time, asked time.Duration) {
-	if p.cutAt.IsZero() || now.Sub(p.cutAt) >= cutEvery {
+	if now.Sub(p.cutAt) >= cutEvery {
 		p.forget(now)
 		before := p.rate(now)
-		p.setQuiet(now, before)
+		switch quiet := now.Sub(p.heldTo); {
+		case quiet >= 2*p.quiet:
+			p.quiet = minQuiet
+		case quiet >= p.quiet: // the rise led to this 429
+			p.quiet = min(2*p.quiet, maxQuiet)
+		}
 		seen := margin * float64(len(p.answered))
 		p.cut = max(floor*p.full, min(0.95*before, max(before/2, seen)))
 		p.cutAt = now
 	}
 	if asked <= 0 {
-		asked = holdDefault - comeBack
+		asked = defaultHold - comeBack
 	}
-	if to := now.Add(min(asked, holdMost)); to.After(p.heldTo) {
+	if to := now.Add(min(asked, maxHold)); to.After(p.heldTo) {
 		p.heldTo = to
-	}
-}
-
-// setQuiet sets how long to wait before the next raise: longer if a raise led to
-// this 429, but not if the rate had been full for as long.
-func (p *pace) setQuiet(now time.Time, before float64) {
-	if before == p.cut {
-		return
-	}
-	steps := math.Ceil(math.Log(p.full/p.cut) / math.Log(raise))
-	recovered := p.heldTo.Add(p.quiet + time.Duration(steps)*time.Second)
-	if now.Sub(recovered) >= p.quiet {
-		p.quiet = quietFirst
-	} else {
-		p.quiet = min(2*p.quiet, quietMost)
 	}
 }
 
 // forget drops the answers that are more than a second old.
 func (p *pace) forget(now time.Time) {
-	old := 0
-	for old < len(p.answered) && now.Sub(p.answered[old]) >= time.Second {
-		old++
+	for len(p.answered) > 0 && now.Sub(p.answered[0]) >= time.Second {
+		p.answered = p.answered[1:]
 	}
-	p.answered = slices.Delete(p.answered, 0, old)
 }

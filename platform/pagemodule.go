@@ -1,6 +1,6 @@
 package platform
 
-// This file serves moov-token.js, the browser's half of Handler.
+// This file serves moov-token.js, the part of Handler that runs in the browser.
 
 import (
 	"bytes"
@@ -16,9 +16,9 @@ var pageModule []byte
 
 var pageModuleTag = fmt.Sprintf(`"%x"`, sha256.Sum256(pageModule))
 
-// PageModule serves moov-token.js, an ES module that keeps the token of a page
-// fresh. It asks [Tokens.Handler] for a token, and for the next one at 80 % of
-// its lifetime:
+// PageModule returns a handler that serves moov-token.js, an ES module that keeps a
+// page's token fresh. The module requests a token from [Tokens.Handler], and the next
+// token when 80 % of the lifetime has passed:
 //
 //	mux.Handle("GET /moov-token.js", platform.PageModule())
 //
@@ -26,24 +26,24 @@ var pageModuleTag = fmt.Sprintf(`"%x"`, sha256.Sum256(pageModule))
 //	import { moovToken } from "/moov-token.js";
 //	const session = moovToken({ url: "/moov-token", onToken(token) { drop.token = token.access_token; } });
 //
-// The options of moovToken:
+// These are the options of moovToken:
 //
-//	url                              where Tokens.Handler is
-//	headers                          sent along, for the scopes function to look at
-//	onToken(token)                   a new token: access_token, token_type, expires_in, scope
-//	onEnd(status)                    401, 403 or 409: the server says no, and renewals have ended
-//	onTrouble({ status, retryIn })   any other status; 0: no answer. The module asks again in retryIn seconds
+//	url                              the URL of Tokens.Handler
+//	headers                          are sent with each request, for the scopes function
+//	onToken(token)                   is called with each token: access_token, token_type, expires_in, scope
+//	onEnd(status)                    is called after a 401, 403 or 409: the module requests no more tokens
+//	onTrouble({ status, retryIn })   is called after any other failure; status is 0 if there was no answer.
+//	                                 The module tries again after retryIn seconds
 //
-// What it returns:
+// moovToken returns an object with these members:
 //
-//	session.token     the access token; null if none is good at this moment
-//	session.renew()   asks for a new token now; a promise of the access token, rejected at the first failure
-//	session.stop()    ends the renewals: at sign-out, or if the component goes
+//	session.token     the current access token; null if there is no good one
+//	session.renew()   requests a new token now; returns a promise of the access token, which is rejected if the request fails
+//	session.stop()    stops the renewals: call it at sign-out, or when the component is removed
 //
-// It needs no build step, and works under a Content-Security-Policy without
-// unsafe-inline and unsafe-eval. Its URL may be imported by pages of any origin,
-// since there is nothing secret in it. A browser keeps it, and asks each time
-// whether it has changed.
+// The module needs no build step, and works under a Content-Security-Policy without
+// unsafe-inline and unsafe-eval. Pages of any origin may import it, because it
+// contains no secret. Browsers cache it, and check each time whether it has changed.
 func PageModule() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()

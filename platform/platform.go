@@ -1,16 +1,17 @@
 package platform
 
-// This file is Tokens as its user sees it: what it can do, and what it has done.
-// The queue is in queue.go, the many sources in sources.go, browsers in handler.go.
+// This file is Tokens as its user sees it: its methods, and its counters. The
+// queue is in queue.go, the sources are in sources.go, and the endpoint for
+// browsers is in handler.go.
 
 import (
 	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 	"weak"
@@ -20,40 +21,42 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// Tokens are the tokens of one API key. Make one with [New] for each key, and
+// Tokens manages the tokens of one API key. Make one with [New] for each key, and
 // share it: it is safe for concurrent use.
 //
-// All of its token and revoke requests wait in one queue. People go first: what
-// [Tokens.Mint], [Tokens.Handler] and [Tokens.Revoke] ask for. Then come sources
-// without a good token, whose callers wait, and sources that are revoked. Last
-// come refreshes, for which no one waits. Of ten requests each of these three
-// gets at least one if it has any. Within each it is first come, first served.
+// All of its token and revoke requests wait in one queue, which has three classes.
+// Interactive requests go first: a person waits for what [Tokens.Mint],
+// [Tokens.Handler] and [Tokens.Revoke] request. Next come requests for sources
+// without a good token, whose callers wait, and revocations of sources. Last come
+// background refreshes, for which no one waits. Of every ten requests that the queue
+// sends, each class that has requests gets at least one. Within a class, the request
+// that came first is sent first.
 //
-// The queue moves at 0.97 of [WithRate]. A 429 to a token or revoke request holds
-// it, for what Retry-After asks, or 250 ms, and slows it down to what the server
-// was seen to take. After 30 s without a 429 it gets faster again, by 5 % a
-// second; if that brings a 429, after twice as long, up to 5 minutes. The request
-// that was refused keeps its place. API calls through [Tokens.Client] do not wait
-// in the queue, and their 429s do not slow it down.
+// The queue sends requests at 0.97 of [WithRate]. If Moov answers a token or revoke
+// request with 429, the queue stops for the time that Retry-After asks for, or for
+// 250 ms. It then continues at the rate that the server was seen to take. After 30 s
+// without a 429 its rate rises by 5 % a second. If the higher rate leads to a 429, the
+// next rise comes after twice as long, up to 5 minutes. The request that was refused
+// keeps its place in the queue. API calls through [Tokens.Client] do not wait in the
+// queue, and their 429s do not slow it down.
 type Tokens struct {
-	*config
-	creds   func() moovauth.Credentials // behind a call, so that no verb prints the secret
-	queue   *queue                      // nil: a zero value
+	config
+	creds   func() moovauth.Credentials // a function, so that fmt cannot print the secret
+	queue   *queue                      // nil in a zero Tokens
 	sources *sources
 	counts  *counts
 }
 
-// counts is what Tokens has done.
+// counts are the counters in Stats that the queue and the sources do not keep.
 type counts struct {
 	served, revoked, minted, failed atomic.Uint64
 	timedOut, abandoned, evicted    atomic.Uint64
-	nextLook                        atomic.Int64 // at Needed, in ns since 1970
 }
 
 var errZero = errors.New("moovauth: platform: this Tokens is a zero value: make one with New")
 
-// New makes the tokens of an API key. It makes no request. It checks its
-// arguments, also those that sources will get, and its error names the one to
+// New returns the Tokens of an API key. It makes no request. It checks all of its
+// arguments, including the options in [WithSource]. Its error names the argument to
 // change.
 func New(creds moovauth.Credentials, opts ...Option) (*Tokens, error) {
 	c, err := newConfig(opts)
@@ -61,58 +64,48 @@ func New(creds moovauth.Credentials, opts ...Option) (*Tokens, error) {
 		return nil, err
 	}
 	t := &Tokens{config: c, creds: func() moovauth.Credentials { return creds }, counts: new(counts)}
-	if c.logger == nil {
-		c.logger = slog.New(slog.DiscardHandler)
-	} else {
-		c.logger = slog.New(once{c.logger.Handler(), new(sync.Map)})
-		c.source = t.options(moovauth.WithLogger(c.logger))
-	}
 	sample, err := moovauth.NewTokenSource(creds, t.options(moovauth.WithScopes("/ping.read"))...)
 	if err != nil {
 		return nil, err
 	}
 	if s := sample.Stats(); !s.Expiry.IsZero() || s.HasRefreshToken {
-		return nil, errors.New("moovauth: platform: WithSource has WithToken in it, so that all accounts would share one token: leave it out")
+		return nil, errors.New("moovauth: platform: WithSource contains WithToken, so all accounts would share one token: leave it out")
 	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
 	p := new(probe)
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond) // for a limiter in WithSource
-	defer cancel()
-	_ = moovauth.Revoke(ctx, creds, "none", append([]moovauth.Option{moovauth.WithLimiter(p)}, t.options(
-		moovauth.WithLogger(slog.New(slog.DiscardHandler)), moovauth.WithHTTPClient(&http.Client{Transport: p}))...)...)
+	_ = moovauth.Revoke(ended, creds, "none", append([]moovauth.Option{moovauth.WithLimiter(p)},
+		t.options(moovauth.WithLogger(slog.New(slog.DiscardHandler)))...)...)
 	if !p.asked {
-		return nil, errors.New("moovauth: platform: WithSource has moovauth.WithLimiter in it: use platform.WithLimiter, so that requests wait for it in one queue")
+		return nil, errors.New("moovauth: platform: WithSource contains moovauth.WithLimiter: use platform.WithLimiter, so that all requests wait for it in one queue")
 	}
 	client := *sample.Client()
 	base := client.Transport.(*moovauth.Transport).Base
 	client.Transport = &observer{tokens: t, base: cmp.Or[http.RoundTripper](base, http.DefaultTransport)}
-	c.source = t.options(moovauth.WithHTTPClient(&client))
-	t.queue = newQueue(c)
-	t.sources = &sources{tokens: t, known: make(map[string]weak.Pointer[place]), clearAt: 2 * c.capacity}
+	t.source = t.options(moovauth.WithHTTPClient(&client))
+	t.queue = newQueue(&t.config)
+	t.sources = &sources{tokens: t, known: make(map[string]weak.Pointer[place])}
 	return t, nil
 }
 
-// probe is a limiter that notes that it was asked, and lets nothing go.
+// probe is a limiter that notes whether it was asked. It is not if the options
+// after it contain another limiter. Its context has ended, so nothing is sent.
 type probe struct{ asked bool }
 
-var errProbe = errors.New("nothing is sent")
-
-func (p *probe) Wait(context.Context) error                    { p.asked = true; return errProbe }
-func (*probe) RoundTrip(*http.Request) (*http.Response, error) { return nil, errProbe }
-
-func (t *Tokens) newSource(scopes []string) (p *place, err error) {
-	p = &place{queue: t.queue}
-	p.source, err = moovauth.NewTokenSource(t.creds(), t.options(moovauth.WithLimiter(p), moovauth.WithScopes(scopes...))...)
-	return p, err
+func (p *probe) Wait(ctx context.Context) error {
+	p.asked = true
+	return ctx.Err()
 }
 
-// options are each source's, and more.
+// options returns the options of all sources, followed by more.
 func (t *Tokens) options(more ...moovauth.Option) []moovauth.Option {
 	return append(t.source[:len(t.source):len(t.source)], more...)
 }
 
-// Source returns the source of a set of scopes: the same one for the same set,
-// in whatever order and however often each is named. It is an error if there are
-// no scopes, or bad ones: see [moovauth.WithScopes].
+// Source returns the source of a set of scopes. The same set has the same source,
+// whatever the order of the scopes, and even if a scope is repeated. After a source was
+// removed, Source may return a new one: see [WithCapacity]. Source returns an error if
+// there are no scopes, or if one is invalid: see [moovauth.WithScopes].
 func (t *Tokens) Source(scopes ...string) (*moovauth.TokenSource, error) {
 	if t.queue == nil {
 		return nil, errZero
@@ -120,8 +113,9 @@ func (t *Tokens) Source(scopes ...string) (*moovauth.TokenSource, error) {
 	return t.sources.get(scopes)
 }
 
-// Client returns a client that authorises its requests with [Tokens.Source]: see
-// [moovauth.TokenSource.Client]. A 429 of the API is returned and not retried.
+// Client returns an HTTP client that authorises its requests with the source that
+// [Tokens.Source] returns: see [moovauth.TokenSource.Client]. The client returns a 429
+// of the API to its caller, and does not retry the call.
 func (t *Tokens) Client(scopes ...string) (*http.Client, error) {
 	s, err := t.Source(scopes...)
 	if err != nil {
@@ -130,21 +124,20 @@ func (t *Tokens) Client(scopes ...string) (*http.Client, error) {
 	return s.Client(), nil
 }
 
-// Mint requests a new access token for a page or an app, which must not have
-// more. The token is not kept or cached. It comes without a refresh token, and
-// its Extra finds only the scope.
+// Mint requests a new access token for a page or an app. The token is not kept or
+// cached. It comes without a refresh token, and its Extra method finds only "scope".
 //
-// Mint waits in the queue, before all sources, and gives up with ctx. The refresh
-// token that Moov sends along is dropped: it stays alive at Moov, but no one has it.
-// A token whose caller leaves after its request was sent is alive, too, until it
-// expires.
+// Mint waits in the queue as an interactive request, until ctx ends. It drops the
+// refresh token that Moov sends along: that token stays alive at Moov, but no one
+// has it. If ctx ends after the request was sent, Moov may still issue a token. No
+// one has that token, and it stays alive until it expires.
 func (t *Tokens) Mint(ctx context.Context, scopes ...string) (*oauth2.Token, error) {
-	token, _, err := t.mint(ctx, 0, "", scopes)
+	token, _, err := t.mint(ctx, math.MaxInt64, "", scopes)
 	return token, err
 }
 
-// Revoke revokes an access token that was minted: see [moovauth.Revoke]. It
-// waits in the queue, before all sources, and gives up with ctx.
+// Revoke revokes an access token that Mint or Handler has minted: see
+// [moovauth.Revoke]. It waits in the queue as an interactive request, until ctx ends.
 func (t *Tokens) Revoke(ctx context.Context, token string) error {
 	if t.queue == nil {
 		return errZero
@@ -157,30 +150,31 @@ func (t *Tokens) Revoke(ctx context.Context, token string) error {
 	return err
 }
 
-// Stats is what [Tokens] has, and what it did since it was made.
+// Stats is the state of a [Tokens], and what it has done since it was made. The
+// fields of type uint64 are counters, which only grow.
 type Stats struct {
-	Sources     int           // kept, as far as [WithCapacity] lets them
-	Fresh       int           // of them, those with a fresh token: see [moovauth.Stats]
-	Stale       int           // … with a stale one, which is good, too
-	CoolingDown int           // … that make no request after a failure, for a while
-	InLine      int           // requests in the queue
-	LongestWait time.Duration // of them
-	Rate        float64       // requests per second that may go now; with WithLimiter, while that fails
-	Needed      float64       // refreshes per second that the sources in use need: if it exceeds the rate, refreshes fall behind
+	Sources     int           // sources that are kept: see [WithCapacity]
+	Fresh       int           // kept sources whose token is fresh: see [moovauth.PhaseFresh]
+	Stale       int           // kept sources whose token is good, but needs a refresh: see [moovauth.PhaseStale]
+	CoolingDown int           // kept sources that make no request for a while, after a failure
+	InLine      int           // requests that wait in the queue
+	LongestWait time.Duration // how long the request that came first has waited in the queue
+	Rate        float64       // requests per second that the queue may send at present; with WithLimiter, it applies while the limiter fails
+	Needed      float64       // refreshes per second that the sources in use need; if it exceeds Rate, refreshes fall behind
 
-	Served       uint64 // token and revoke requests that were answered with success
-	Refused      uint64 // 429s to token and revoke requests
-	Minted       uint64 // tokens that Mint, or the handler, returned
+	Served       uint64 // successful token and revoke requests
+	Refused      uint64 // token and revoke requests that Moov answered with 429
+	Minted       uint64 // tokens that Mint and Handler obtained
 	Revoked      uint64 // tokens that were revoked
-	TimedOut     uint64 // calls of Mint, or of the handler, whose time was over in the queue: the pages got a 503
-	Abandoned    uint64 // calls of Mint, or of the handler, whose caller has left
-	Failed       uint64 // other calls of Mint and Revoke that returned an error, and sources that RevokeAll could not finish
-	GrantsFailed uint64 // failed grants of all sources
-	Evicted      uint64 // sources that were let go with a good token: see [WithCapacity]
+	TimedOut     uint64 // calls of Mint and Handler whose time ended in the queue; Handler answered 503
+	Abandoned    uint64 // calls of Mint and Handler whose context was canceled: the caller has left
+	Failed       uint64 // other failed requests of Mint, Handler and Revoke, and sources that RevokeAll did not finish
+	GrantsFailed uint64 // failed token requests of sources; retries do not count
+	Evicted      uint64 // sources that were removed while their token was good: see [WithCapacity]
 }
 
-// Stats returns what t has and did. It makes no request, and other calls do not
-// wait for it. With 100,000 sources it takes some tens of milliseconds.
+// Stats returns the state and the counts of t. It makes no request. With 100,000
+// sources it takes some tens of milliseconds, and delays other calls by a few.
 func (t *Tokens) Stats() Stats {
 	if t.queue == nil {
 		return Stats{}
@@ -196,12 +190,8 @@ func (t *Tokens) Stats() Stats {
 	return s
 }
 
-// lookEvery is how often Needed is looked at if Stats is not called.
-const lookEvery = time.Minute
-
-// observer is a RoundTripper that counts how token and revoke requests are
-// answered. 429s are not its business: sources tell their place in the queue of
-// those.
+// observer is a RoundTripper that counts the answers to token and revoke requests.
+// It ignores 429s, because each place in the queue is told of its own.
 type observer struct {
 	tokens *Tokens
 	base   http.RoundTripper
@@ -210,7 +200,7 @@ type observer struct {
 func (o *observer) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := o.base.RoundTrip(req)
 	revocation := strings.HasSuffix(req.URL.Path, "/oauth2/revoke")
-	if err != nil || resp == nil || !revocation && !strings.HasSuffix(req.URL.Path, "/oauth2/token") {
+	if err != nil || !revocation && !strings.HasSuffix(req.URL.Path, "/oauth2/token") {
 		return resp, err
 	}
 	q, c := o.tokens.queue, o.tokens.counts
@@ -220,19 +210,17 @@ func (o *observer) RoundTrip(req *http.Request) (*http.Response, error) {
 		q.mu.Unlock()
 	}
 	if resp.StatusCode/100 == 2 {
-		c.served.Add(1)
 		if revocation {
 			c.revoked.Add(1)
 		}
+		if c.served.Add(1)%1000 == 0 {
+			o.tokens.Stats() // checks Needed, even if no one else calls it
+		}
 	}
-	now, next := time.Now().UnixNano(), c.nextLook.Load()
-	if now >= next && c.nextLook.CompareAndSwap(next, now+int64(lookEvery)) {
-		o.tokens.Stats()
-	}
-	return resp, err
+	return resp, nil
 }
 
-// CloseIdleConnections is for [http.Client.CloseIdleConnections].
+// CloseIdleConnections implements [http.Client.CloseIdleConnections].
 func (o *observer) CloseIdleConnections() {
 	if base, ok := o.base.(interface{ CloseIdleConnections() }); ok {
 		base.CloseIdleConnections()

@@ -427,8 +427,8 @@ func TestNewChecksWhatItIsGiven(t *testing.T) {
 		"WithMinted: the function": {WithMinted(nil)},
 		"WithSource: an option":    {WithSource(moovauth.WithVersion("dev"), nil)},
 		"WithVersion":              {WithSource(moovauth.WithVersion("1"))},
-		"WithToken in it":          {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access"}))},
-		"WithToken in it, so":      {WithSource(moovauth.WithToken(&oauth2.Token{RefreshToken: "secret-refresh"}))},
+		"contains WithToken":       {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access"}))},
+		"contains WithToken, so":   {WithSource(moovauth.WithToken(&oauth2.Token{RefreshToken: "secret-refresh"}))},
 		"all accounts would":       {WithSource(moovauth.WithToken(&oauth2.Token{AccessToken: "secret-access", Expiry: time.Now().Add(-time.Hour)}))},
 	} {
 		_, err := New(creds, opts...)

@@ -1,8 +1,10 @@
 package platform
 
 // This file is the queue in which all token and revoke requests of an API key
-// wait: it decides which one is next. How fast it moves is decided in pace.go, or
-// by the limiter that a fleet shares.
+// wait. It decides which request is next. The rate is decided in pace.go, or by
+// the limiter that a fleet shares.
+//
+// A turn is the permission to send one request: what a Limiter's Wait grants.
 
 import (
 	"container/list"
@@ -16,84 +18,75 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// The classes of requests. Within a class it is first come, first served.
+// The classes of requests. The first class has the highest priority.
 const (
-	people    = iota // Mint, Handler and Tokens.Revoke: a person waits
-	accounts         // a source without a good token: its callers wait, or it is revoked
-	refreshes        // a source with a good token: no one waits
-	classes          // how many there are
+	interactive = iota // Mint, Handler and Tokens.Revoke: a person waits
+	accounts           // a source without a good token: callers wait, or it is being revoked
+	refreshes          // a source with a good token: no one waits
+	classes            // the number of classes
 )
 
 const (
-	// A class that was passed over so often goes next. So each class gets at least
-	// one turn in ten, also if two classes are due at the same time.
-	passedOverMost = 8
+	// A class that was passed over this many times is next. So each class gets at
+	// least one turn in ten, even if two classes were passed over as often.
+	maxPassedOver = 8
 
-	waitsMost = 8           // turns of a shared limiter that are waited for at a time
-	lookAgain = time.Second // the rate may be higher then, or the shared limiter work again
+	maxAsking = 8           // calls of a shared limiter's Wait at a time
+	lookAgain = time.Second // until the rate may have risen, or the shared limiter may work again
 )
 
 // queue lets requests go, one at a time.
 type queue struct {
-	shared moovauth.Limiter // of the fleet; nil: the queue keeps a pace of its own
+	shared moovauth.Limiter // of the fleet; nil: the queue has its own pace
 	logger *slog.Logger
 
-	mu           sync.Mutex // guards what follows, and each place
+	mu           sync.Mutex // guards the fields below, and each place
 	pace         pace
 	waiting      [classes]list.List // of *place
-	passedOver   [classes]int       // turns that others got while this class waited
+	passedOver   [classes]int       // turns that went to other classes while this class waited
 	waited       bool               // a request has been waiting for the next turn
-	timer        *time.Timer        // for that turn
-	asking       int                // Waits of shared that are under way
-	ownPaceUntil time.Time          // shared has failed: the queue keeps its own pace
-	refused      uint64             // 429s, ever
+	timer        *time.Timer        // for the next turn
+	asking       int                // calls of shared.Wait in progress
+	ownPaceUntil time.Time          // the queue has its own pace until then, because shared failed
+	refused      uint64             // 429s since the start
 }
 
 func newQueue(c *config) *queue {
 	q := &queue{shared: c.shared, logger: c.logger, pace: newPace(c.perSecond)}
-	q.timer = time.AfterFunc(time.Hour, func() {
+	q.timer = time.AfterFunc(lookAgain, func() { // serve resets it
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		q.serve()
 	})
-	q.timer.Stop()
 	return q
 }
 
 // place is the [moovauth.Limiter] of one source, one minted token or one
-// revocation, which make one request at a time. A request that was refused with
-// 429 gets its former place in the queue.
+// revocation. Each of these makes one request at a time. If Moov refuses the
+// request with 429, it gets its former place in the queue.
 type place struct {
 	queue  *queue
-	source *moovauth.TokenSource // nil: a person waits
+	source *moovauth.TokenSource // nil: an interactive request
 
-	turn    chan struct{} // closed when the request may go; nil: there is none
-	since   int64         // when it came to the queue, in ns since 1970
-	refused bool          // it went, and got a 429
-	class   int8
-	index   int32         // in sources.list; sources.mu guards it
-	kept    *list.Element // of sources.kept, too; nil: it is not kept
+	turn    chan struct{} // closed when the request may go; nil: no request waits
+	since   int64         // when the request came to the queue, in ns since 1970
+	refused bool          // the last request was answered with 429
+	kept    *list.Element // of sources.kept, guarded by sources.mu; nil: the source is not kept
 
-	went   atomic.Int64 // when the last request went, in ns since 1970
-	failed uint64       // the source's failed grants, when sources.report looked last
+	went   atomic.Int64 // when the last request went, in ns since 1970; 0: it did not
+	failed uint64       // the source's failed token requests, when sources.report last looked
 }
 
-// needs is how many refreshes a second the source needs if its token expires at
-// expiry. It is 0 if the token came from a cache.
+// needs returns how many refreshes per second the source needs if its token
+// expires at expiry. For a token that came from a cache, that is almost 0.
 func (p *place) needs(expiry time.Time) float64 {
 	life := expiry.Sub(time.Unix(0, p.went.Load()))
-	if p.went.Load() == 0 || life <= 0 {
-		return 0
-	}
 	return 1 / (life - min(life/5, 5*time.Minute)).Seconds() // see moovauth.WithEarlyRefresh
 }
 
 // Wait waits until the request may go, or until ctx ends.
 func (p *place) Wait(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	q, class, turn := p.queue, int8(people), make(chan struct{})
+	q, class, turn := p.queue, interactive, make(chan struct{})
 	if p.source != nil {
 		class = refreshes
 		if p.source.Stats().Phase == moovauth.PhaseNone {
@@ -101,8 +94,8 @@ func (p *place) Wait(ctx context.Context) error {
 		}
 	}
 	q.mu.Lock()
-	p.class, p.turn = class, turn
-	element := q.enter(p)
+	p.turn = turn
+	element := q.enter(p, class)
 	q.serve()
 	q.mu.Unlock()
 	select {
@@ -113,21 +106,22 @@ func (p *place) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
-	went := p.turn == nil // at the same moment
+	granted := p.turn == nil // perhaps while ctx ended
 	q.waiting[class].Remove(element)
 	q.mu.Unlock()
-	if went {
+	if granted {
 		p.Unused()
 	}
 	return context.Cause(ctx)
 }
 
-// Refused notes a 429: no request goes for as long as it asks.
+// Refused notes a 429. No request goes until retryAfter has passed.
 func (p *place) Refused(retryAfter time.Duration) {
 	q := p.queue
 	q.mu.Lock()
 	q.refused++
 	p.refused = true
+	p.since-- // so that it goes before requests that came at the same time
 	q.pace.refuse(time.Now(), retryAfter)
 	q.mu.Unlock()
 	if l, ok := q.shared.(interface{ Refused(time.Duration) }); ok {
@@ -141,7 +135,7 @@ func (p *place) Unused() {
 	p.queue.passOn()
 }
 
-// passOn gives a turn to the next request, or back.
+// passOn gives a turn to the next request. If there is none, it gives the turn back.
 func (q *queue) passOn() {
 	q.mu.Lock()
 	given := q.next()
@@ -154,17 +148,16 @@ func (q *queue) passOn() {
 	}
 }
 
-// enter has p wait. q.mu is held, as for all methods that do not lock it.
-func (q *queue) enter(p *place) *list.Element {
-	after := p.since // those who came then or later go after p
+// enter puts p into the queue. The caller holds q.mu, as for all methods that do
+// not lock it.
+func (q *queue) enter(p *place, class int) *list.Element {
 	if !p.refused {
 		p.since = time.Now().UnixNano()
-		after = p.since + 1
 	}
 	p.refused = false
-	waiting := &q.waiting[p.class]
+	waiting := &q.waiting[class]
 	before := waiting.Back()
-	for before != nil && before.Value.(*place).since >= after {
+	for before != nil && before.Value.(*place).since > p.since {
 		before = before.Prev()
 	}
 	if before == nil {
@@ -173,12 +166,13 @@ func (q *queue) enter(p *place) *list.Element {
 	return waiting.InsertAfter(p, before)
 }
 
-// serve lets go all who may go now, and sees to it that the others will.
+// serve lets all requests go that may go at this moment. If others remain, it
+// arranges for the next turn.
 func (q *queue) serve() {
 	now := time.Now()
 	for q.len() > 0 {
 		if q.shared != nil && !now.Before(q.ownPaceUntil) {
-			for ; q.asking < min(q.len(), waitsMost); q.asking++ {
+			for ; q.asking < min(q.len(), maxAsking); q.asking++ {
 				go q.ask()
 			}
 			return
@@ -198,7 +192,8 @@ func (q *queue) serve() {
 	q.waited = false
 }
 
-// ask waits for a turn of the shared limiter. The request that is next by then gets it.
+// ask waits for a turn of the shared limiter. The turn goes to the request that is
+// first in the queue when the wait ends.
 func (q *queue) ask() {
 	err := q.shared.Wait(context.Background())
 	if err == nil {
@@ -209,7 +204,7 @@ func (q *queue) ask() {
 	q.asking--
 	if err != nil {
 		q.ownPaceUntil = time.Now().Add(lookAgain)
-		q.logger.Warn("moovauth: platform: the limiter of WithLimiter failed: requests keep to WithRate while it does", "reason", err)
+		q.logger.Warn("moovauth: platform: the limiter of WithLimiter failed: requests keep to WithRate until it works again", "reason", err)
 	}
 	q.serve()
 }
@@ -218,7 +213,7 @@ func (q *queue) ask() {
 func (q *queue) next() bool {
 	next := -1
 	for class, passed := range q.passedOver {
-		if q.waiting[class].Len() > 0 && (next < 0 || passed >= passedOverMost && passed > q.passedOver[next]) {
+		if q.waiting[class].Len() > 0 && (next < 0 || passed >= maxPassedOver && passed > q.passedOver[next]) {
 			next = class
 		}
 	}
@@ -239,10 +234,11 @@ func (q *queue) next() bool {
 }
 
 func (q *queue) len() int {
-	return q.waiting[people].Len() + q.waiting[accounts].Len() + q.waiting[refreshes].Len()
+	return q.waiting[interactive].Len() + q.waiting[accounts].Len() + q.waiting[refreshes].Len()
 }
 
-// report fills in what the queue knows of Stats. It returns how many sources wait.
+// report fills in what the queue knows of Stats. It returns how many requests of
+// sources wait.
 func (q *queue) report(s *Stats) (sources int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -255,15 +251,15 @@ func (q *queue) report(s *Stats) (sources int) {
 			s.LongestWait = max(s.LongestWait, time.Duration(now.UnixNano()-first.Value.(*place).since))
 		}
 	}
-	return s.InLine - q.waiting[people].Len()
+	return s.InLine - q.waiting[interactive].Len()
 }
 
-// clear is how many seconds it takes until the people who wait now have been
-// served: 1 at least.
+// clear returns how many seconds it takes to serve the interactive requests that
+// wait at this moment. It returns at least 1.
 func (q *queue) clear() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	seconds := q.pace.held(now).Seconds() + float64(q.waiting[people].Len())/q.pace.rate(now)
-	return int(min(max(1, math.Ceil(seconds)), holdMost.Seconds()))
+	seconds := max(0, q.pace.heldTo.Sub(now).Seconds()) + float64(q.waiting[interactive].Len())/q.pace.rate(now)
+	return int(min(max(1, math.Ceil(seconds)), maxHold.Seconds()))
 }

@@ -31,7 +31,7 @@ func eachLimit(t *testing.T, perSecond int, test func(t *testing.T, s *limit)) {
 
 func TestLineKeepsToTheRateItWasGiven(t *testing.T) {
 	eachLimit(t, 10, func(t *testing.T, s *limit) {
-		r := crowd(alone(10), s, 200, 80*time.Millisecond)
+		r := crowd(newTestQueue(10), s, 200, 80*time.Millisecond)
 		assert.Zero(t, r.failed)
 		assert.LessOrEqual(t, r.refused, 4) // 2 %
 		assert.Less(t, r.took.Seconds(), 1.15*20)
@@ -42,7 +42,7 @@ func TestLineFindsTheRateThatTheServerTakes(t *testing.T) {
 	for _, latency := range []time.Duration{0, 80 * time.Millisecond, 400 * time.Millisecond} {
 		t.Run(latency.String(), func(t *testing.T) {
 			eachLimit(t, 5, func(t *testing.T, s *limit) {
-				r := crowd(alone(10), s, 200, latency)
+				r := crowd(newTestQueue(10), s, 200, latency)
 				t.Logf("%.3f of the floor, %.1f %% refused", r.took.Seconds()/40, 100*float64(r.refused)/float64(200+r.refused))
 				assert.Zero(t, r.failed)
 				assert.LessOrEqual(t, r.refused, 8) // 4 %
@@ -66,7 +66,7 @@ func TestOneSharedRateLimiterDoesNot(t *testing.T) {
 					if s.admits() {
 						return
 					}
-					time.Sleep(max(s.retryAfter, holdDefault))
+					time.Sleep(max(s.retryAfter, defaultHold))
 				}
 			})
 		}
@@ -78,7 +78,7 @@ func TestOneSharedRateLimiterDoesNot(t *testing.T) {
 
 func TestTenThousandInLine(t *testing.T) {
 	eachLimit(t, 40, func(t *testing.T, s *limit) {
-		r := crowd(alone(40), s, 10_000, 80*time.Millisecond)
+		r := crowd(newTestQueue(40), s, 10_000, 80*time.Millisecond)
 		assert.Zero(t, r.failed)
 		assert.LessOrEqual(t, r.refused, 200)
 		assert.Less(t, r.took.Seconds(), 1.15*250)
@@ -87,7 +87,7 @@ func TestTenThousandInLine(t *testing.T) {
 
 func TestFirstComeFirstServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(10)
+		l := newTestQueue(10)
 		var mu sync.Mutex
 		var order []int
 		for i := range 50 {
@@ -109,7 +109,7 @@ func TestFirstComeFirstServed(t *testing.T) {
 
 func TestA429HoldsBackTheWholeLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(10)
+		l := newTestQueue(10)
 		require.NoError(t, l.Wait(t.Context()))
 		start := time.Now()
 		done := make(chan time.Duration, 5)
@@ -134,7 +134,7 @@ func TestA429HoldsBackTheWholeLine(t *testing.T) {
 
 func TestA429WithoutRetryAfterHoldsForAQuarterOfASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(10)
+		l := newTestQueue(10)
 		start := time.Now()
 		(&place{queue: l}).Refused(0)
 		require.NoError(t, l.Wait(t.Context()))
@@ -144,7 +144,7 @@ func TestA429WithoutRetryAfterHoldsForAQuarterOfASecond(t *testing.T) {
 
 func TestNoRetryAfterHoldsForMoreThanAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(10)
+		l := newTestQueue(10)
 		start := time.Now()
 		(&place{queue: l}).Refused(1000 * time.Hour)
 		require.NoError(t, l.Wait(t.Context()))
@@ -157,7 +157,7 @@ func TestLeavingTheLine(t *testing.T) {
 	for name, leaver := range map[string]int{"first": 0, "in the middle": 2, "last": 4} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := alone(1 / margin) // one a second
+				l := newTestQueue(1 / margin) // one a second
 				require.NoError(t, l.Wait(t.Context()))
 				start := time.Now()
 				done := make(chan time.Duration, 5)
@@ -186,7 +186,7 @@ func TestLeavingTheLine(t *testing.T) {
 // The last to leave gives the reservation back, and stops the clock.
 func TestALineThatAllHaveLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(1 / margin)
+		l := newTestQueue(1 / margin)
 		require.NoError(t, l.Wait(t.Context()))
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
@@ -203,7 +203,7 @@ func TestALineThatAllHaveLeft(t *testing.T) {
 
 func TestAnEndedContextTakesNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(1)
+		l := newTestQueue(1)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.ErrorIs(t, l.Wait(ctx), context.Canceled)
@@ -216,7 +216,7 @@ func TestAnEndedContextTakesNoTurn(t *testing.T) {
 // A caller whose turn comes while its context ends passes the turn on.
 func TestNoTurnIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(1 / margin)
+		l := newTestQueue(1 / margin)
 		require.NoError(t, l.Wait(t.Context()))
 		var served atomic.Int64
 		start := time.Now()
@@ -240,7 +240,7 @@ func TestNoTurnIsLost(t *testing.T) {
 
 func TestLongestWaitIsThatOfTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(1)
+		l := newTestQueue(1)
 		(&place{queue: l}).Refused(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -261,7 +261,7 @@ func TestLongestWaitIsThatOfTheFirst(t *testing.T) {
 
 func TestWaitingCostsNoGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := alone(0.001)
+		l := newTestQueue(0.001)
 		require.NoError(t, l.Wait(t.Context()))
 		before := runtime.NumGoroutine()
 		ctx, cancel := context.WithCancel(t.Context())

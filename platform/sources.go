@@ -1,7 +1,7 @@
 package platform
 
-// This file is the many sources: which are kept, which are found again, and how
-// all of them are revoked.
+// This file holds the sources: which are kept, how a source is found again, and
+// how all of them are revoked.
 
 import (
 	"cmp"
@@ -20,79 +20,81 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// sources has one source for each set of scopes. Those used last are kept. The
-// others are found again as long as somebody has them, so that no account ever
-// has two sources at the same time. A source is found through its place in the
-// queue, which lives as long as the source does.
+// sources has one source for each set of scopes. It keeps the sources that were
+// used last. It finds another source again as long as a caller holds it, so no
+// set of scopes has two sources at the same time. It finds a source by its place
+// in the queue, which lives as long as the source does.
 type sources struct {
 	tokens *Tokens
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	known   map[string]weak.Pointer[place]
-	clearAt int       // known is cleared of sources that no one has when it is this large
-	kept    list.List // of *place, those used last at its front
-	list    []*place  // the same in no order, to be copied fast
+	clearAt int       // at this length, known is cleared of sources that no one holds
+	kept    list.List // of *place; the front was used last
 
-	looking      sync.Mutex // guards what follows, and each place's failed
-	grantsFailed uint64     // of all sources, ever
-	copied       []*place   // of list
+	reporting    sync.Mutex // guards the field below, and failed of each place
+	grantsFailed uint64     // of all sources, since the start
 }
 
-// set is scopes in order, each once.
+// set returns scopes in order, each once.
 func set(scopes []string) []string { return slices.Compact(slices.Sorted(slices.Values(scopes))) }
 
 func (s *sources) get(scopes []string) (_ *moovauth.TokenSource, err error) {
 	scopes = set(scopes)
 	key := strings.Join(scopes, " ")
+	t := s.tokens
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.known[key].Value()
-	if p == nil || strings.Count(key, " ")+1 != len(scopes) { // a scope with a space is refused
+	if p == nil || strings.Count(key, " ")+1 != len(scopes) { // NewTokenSource refuses a scope with a space
 		if parts := strings.Split(key, " "); len(parts) == len(scopes) {
 			scopes = parts // so that the text is kept once
 		}
-		if p, err = s.tokens.newSource(scopes); err != nil {
+		p = &place{queue: t.queue}
+		p.source, err = moovauth.NewTokenSource(t.creds(), t.options(moovauth.WithLimiter(p), moovauth.WithScopes(scopes...))...)
+		if err != nil {
 			return nil, err
 		}
 		if len(s.known) >= s.clearAt {
 			maps.DeleteFunc(s.known, func(_ string, p weak.Pointer[place]) bool { return p.Value() == nil })
-			s.clearAt = 2 * max(len(s.known), s.tokens.capacity)
+			s.clearAt = 2 * max(len(s.known), t.capacity)
 		}
 		s.known[key] = weak.Make(p)
 	}
-	if p.kept != nil {
-		s.kept.MoveToFront(p.kept)
-		return p.source, nil
-	}
-	p.kept, p.index = s.kept.PushFront(p), int32(len(s.list))
-	if s.list = append(s.list, p); len(s.list) > s.tokens.capacity {
-		s.drop(s.kept.Back().Value.(*place))
-	}
+	s.keep(p)
 	return p.source, nil
 }
 
-// drop no longer keeps p. s.mu is held.
-func (s *sources) drop(p *place) {
-	s.kept.Remove(p.kept)
-	last := s.list[len(s.list)-1]
-	s.list[p.index], last.index = last, p.index
-	s.list = slices.Delete(s.list, len(s.list)-1, len(s.list))
-	p.kept = nil
-	if p.source.Stats().Phase != moovauth.PhaseNone {
-		s.tokens.counts.evicted.Add(1)
-		s.tokens.logger.Warn("moovauth: platform: a source was let go with a good token: more accounts are in use than WithCapacity", "capacity", s.tokens.capacity)
+// keep moves p to the front of the sources that are kept. If there are then too
+// many, it removes the last one. The caller holds s.mu.
+func (s *sources) keep(p *place) {
+	if p.kept == nil {
+		p.kept = s.kept.PushFront(p)
+	}
+	s.kept.MoveToFront(p.kept)
+	if s.kept.Len() > s.tokens.capacity {
+		last := s.kept.Remove(s.kept.Back()).(*place)
+		last.kept = nil
+		if last.source.Stats().Phase != moovauth.PhaseNone {
+			s.tokens.counts.evicted.Add(1)
+			s.tokens.logger.Warn("moovauth: platform: a source was let go with a good token: more accounts are in use than WithCapacity allows", "capacity", s.tokens.capacity)
+		}
 	}
 }
 
-// report fills in what the sources know of Stats. waiting is how many of them
-// wait for their turn. It looks at a copy, so that other calls do not wait for it.
+// report fills in what the sources know of Stats. waiting is how many of their
+// requests wait in the queue. It looks at a copy of the list, so that get does not
+// wait for it.
 func (s *sources) report(st *Stats, waiting int) {
-	s.looking.Lock()
-	defer s.looking.Unlock()
+	s.reporting.Lock()
+	defer s.reporting.Unlock()
 	s.mu.Lock()
-	s.copied = append(s.copied[:0], s.list...)
+	places := make([]*place, 0, s.kept.Len())
+	for e := s.kept.Front(); e != nil; e = e.Next() {
+		places = append(places, e.Value.(*place))
+	}
 	s.mu.Unlock()
-	for _, p := range s.copied {
+	for _, p := range places {
 		is := p.source.Stats()
 		switch is.Phase {
 		case moovauth.PhaseFresh:
@@ -108,59 +110,51 @@ func (s *sources) report(st *Stats, waiting int) {
 		s.grantsFailed += failed - p.failed
 		p.failed = failed
 	}
-	st.Sources, st.GrantsFailed = len(s.copied), s.grantsFailed
-	clear(s.copied)   // no source is kept for this
-	if st.Fresh > 0 { // those that wait will need as much as the others
+	st.Sources, st.GrantsFailed = len(places), s.grantsFailed
+	if st.Fresh > 0 { // the waiting sources will need as much as the fresh ones
 		st.Needed *= float64(st.Fresh+waiting) / float64(st.Fresh)
 	}
 }
 
-// all returns those that are kept, and those that somebody has.
-func (s *sources) all() (all []*moovauth.TokenSource) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, known := range s.known {
-		if p := known.Value(); p != nil {
-			all = append(all, p.source)
-		}
-	}
-	return all
-}
-
-// revokeAtOnce is how many sources RevokeAll revokes at the same time. As long as
-// they wait in the queue each has a few goroutines, and its cache's lock if it has one.
+// revokeAtOnce is how many sources RevokeAll revokes at the same time. While a
+// source waits in the queue, it has a few goroutines, and the lock of its cache.
 const revokeAtOnce = 1000
 
-// RevokeAll revokes all tokens of the sources, also of removed sources that a caller
-// still holds. It does not reach minted tokens: see [Tokens.Revoke]. It waits in the
-// queue, and stops when ctx ends.
+// RevokeAll revokes all tokens of all sources, including removed sources that a
+// caller still holds. It does not revoke minted tokens: see [Tokens.Revoke]. It
+// waits in the queue, and stops when ctx ends.
 //
-// A thousand sources are revoked at the same time. In each source the refresh
-// tokens come first, so that only access tokens, which expire, remain if time runs
-// out. The error says how many sources were finished, and how many are left. The
-// next RevokeAll continues with those.
+// RevokeAll revokes up to a thousand sources at the same time. It revokes the refresh
+// tokens of a source first. If ctx ends before all is done, mostly access tokens
+// remain, which expire. The error says how many sources are finished, and how many
+// are left. The next RevokeAll continues with the rest.
 func (t *Tokens) RevokeAll(ctx context.Context) error {
 	if t.queue == nil {
 		return errZero
 	}
-	all := t.sources.all()
-	var finished atomic.Int64
+	var all []*moovauth.TokenSource
+	t.sources.mu.Lock()
+	for _, known := range t.sources.known {
+		if p := known.Value(); p != nil {
+			all = append(all, p.source)
+		}
+	}
+	t.sources.mu.Unlock()
+	var left atomic.Int64
 	var group errgroup.Group
 	group.SetLimit(revokeAtOnce)
 	for _, source := range all {
 		group.Go(func() error {
 			err := source.Revoke(ctx) // fails at once if ctx has ended
-			if err == nil {
-				finished.Add(1)
+			if err != nil {
+				left.Add(1)
 			}
 			return err
 		})
 	}
-	failure := group.Wait()
-	left := len(all) - int(finished.Load())
-	if left == 0 {
-		return nil
+	if failure := group.Wait(); failure != nil {
+		t.counts.failed.Add(uint64(left.Load()))
+		return fmt.Errorf("moovauth: platform: RevokeAll: %d sources finished, %d left: %w", int64(len(all))-left.Load(), left.Load(), cmp.Or(ctx.Err(), failure))
 	}
-	t.counts.failed.Add(uint64(left))
-	return fmt.Errorf("moovauth: platform: RevokeAll: %d sources finished, %d left: %w", finished.Load(), left, cmp.Or(ctx.Err(), failure))
+	return nil
 }

@@ -197,12 +197,12 @@ func manyTokens(t testing.TB, n int) *Tokens {
 // Stats looks at the sources one after the other, and keeps no one from a source meanwhile.
 func TestNobodyWaitsForStats(t *testing.T) {
 	tokens := manyTokens(t, 100)
-	tokens.sources.looking.Lock() // as Stats does
+	tokens.sources.reporting.Lock() // as Stats does
 	for _, scope := range []string{account(7)[0], "/ping.read"} {
 		_, err := tokens.Source(scope)
 		require.NoError(t, err)
 	}
-	tokens.sources.looking.Unlock()
+	tokens.sources.reporting.Unlock()
 	assert.Equal(t, 100, tokens.Stats().Sources)
 }
 
