@@ -9,7 +9,7 @@ import (
 	"github.com/moovauth/moovauth/internal/snippet"
 )
 
-// The code in the documents that needs this module.
+// Code in README and docs that uses this module compiles.
 func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	n, err := snippet.Check("..", "platform")
 	require.NoError(t, err)

@@ -17,18 +17,18 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// sessions are the tokens that the pages of each session were given, by the value
-// of the session's cookie. The times are when they expire.
+// sessions knows the tokens of each session. The key of a session is the value of its
+// cookie. The value of a token is the time when it expires.
 type sessions struct {
 	tokens *platform.Tokens
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	open  map[string]map[string]time.Time
-	ended map[string]time.Time // tokens of sessions that have ended, to be revoked
+	ended map[string]time.Time // tokens of ended sessions that are not revoked yet
 }
 
-// minted notes a token before its page gets it. If the user has signed out
-// meanwhile, its error has the token revoked, and the page gets a 401.
+// minted stores a token before the page gets it. If the user has signed out in the
+// meantime, minted returns an error: Handler revokes the token, and replies with 401.
 func (s *sessions) minted(r *http.Request, token *oauth2.Token) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,7 +40,7 @@ func (s *sessions) minted(r *http.Request, token *oauth2.Token) error {
 	return nil
 }
 
-// signOut ends a session, and with it the tokens of its pages.
+// signOut ends a session, and revokes the tokens of its pages.
 func (s *sessions) signOut(ctx context.Context, session string) error {
 	s.mu.Lock()
 	for token, expiry := range s.open[session] {
@@ -51,8 +51,8 @@ func (s *sessions) signOut(ctx context.Context, session string) error {
 	return s.revokeEnded(ctx)
 }
 
-// revokeEnded revokes the tokens of sessions that have ended. What fails is kept
-// until it has expired: call it every few seconds.
+// revokeEnded revokes the tokens of ended sessions. If that fails for a token, the next
+// call tries again, until the token has expired. Call revokeEnded every few seconds.
 func (s *sessions) revokeEnded(ctx context.Context) (err error) {
 	s.mu.Lock()
 	var tokens []string
@@ -84,7 +84,7 @@ func sessionOf(r *http.Request) string {
 	return cookie.Value
 }
 
-// Sign-out revokes the tokens that the page was given.
+// Sign-out revokes the tokens that the user's pages received.
 func ExampleTokens_Handler_signOut() {
 	server := moovtest.NewServer() // for this example: yours is Moov
 	defer server.Close()
@@ -127,7 +127,7 @@ func ExampleTokens_Handler_signOut() {
 	fmt.Println("signed out, failed:", err != nil, "tokens alive:", len(server.AccessTokens()))
 	err = s.revokeEnded(ctx) // some seconds later
 	fmt.Println("tried again, failed:", err != nil, "tokens alive:", len(server.AccessTokens()))
-	fetch("session-of-ada") // its token came too late
+	fetch("session-of-ada") // the session has ended
 	// Output:
 	// 200 tokens alive: 1
 	// 200 tokens alive: 2

@@ -1,6 +1,6 @@
 package platform_test
 
-// This file is what pkg.go.dev shows.
+// This file has the examples that pkg.go.dev shows.
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// A client for each account and purpose. Its token is obtained on its first use.
+// Each account and purpose has its own client. The first call obtains the token.
 func ExampleTokens_Client() {
 	server := moovtest.NewServer() // for this example: yours is Moov
 	defer server.Close()
@@ -54,14 +54,14 @@ func ExampleTokens_Client() {
 	// token requests: 2
 }
 
-// A page posts to the handler, with its session, and gets a token for its user.
+// A page sends a POST with its session cookie, and gets a token for its user.
 func ExampleTokens_Handler() {
 	server := moovtest.NewServer() // for this example: yours is Moov
 	defer server.Close()
 	tokens, err := platform.New(
 		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
 		platform.WithSource(moovauth.WithBaseURL(server.URL)),
-		platform.WithOrigins("https://app.example.com")) // pages of the handler's own origin may ask anyway
+		platform.WithOrigins("https://app.example.com")) // pages of the handler's own origin need no option
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func ExampleTokens_Handler() {
 	// 401  false
 }
 
-// A token for a mobile app, which an endpoint of your own hands on, and its end.
+// An endpoint of your own gives a token to a mobile app, and revokes it at sign-out.
 func ExampleTokens_Mint() {
 	server := moovtest.NewServer() // for this example: yours is Moov
 	defer server.Close()
@@ -127,7 +127,7 @@ func ExampleTokens_Mint() {
 	// false
 }
 
-// When the process ends: what it could not revoke in time is in the error.
+// Revoke all tokens when the process ends. The error says how many sources are left.
 func ExampleTokens_RevokeAll() {
 	tokens, err := platform.New(moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"})
 	if err != nil {
@@ -142,20 +142,20 @@ func ExampleTokens_RevokeAll() {
 	}()
 }
 
-// What a dashboard shows.
+// A dashboard shows the state of the queue.
 func ExampleTokens_Stats() {
 	tokens, err := platform.New(moovauth.Credentials{ClientID: "public-key", ClientSecret: "secret-key"}, platform.WithRate(20))
 	if err != nil {
 		log.Fatal(err)
 	}
 	s := tokens.Stats()
-	fmt.Printf("%d in line, the first for %v; %.1f requests a second, %d refused so far\n", s.InLine, s.LongestWait, s.Rate, s.Refused)
+	fmt.Printf("%d in the queue, the first for %v; %.1f requests a second, %d refused so far\n", s.InLine, s.LongestWait, s.Rate, s.Refused)
 	// Output:
-	// 0 in line, the first for 0s; 19.4 requests a second, 0 refused so far
+	// 0 in the queue, the first for 0s; 19.4 requests a second, 0 refused so far
 }
 
-// A limit for each user is the application's: it knows who is who. A page that
-// asks in a loop would take the turns of all others.
+// The application limits the rate of each user, because only it knows the users.
+// Without such a limit, a page that asks in a loop delays all other pages.
 func ExampleTokens_Handler_limitForEachUser() {
 	server := moovtest.NewServer() // for this example: yours is Moov
 	defer server.Close()

@@ -1,6 +1,6 @@
 package platform
 
-// One limit for a whole fleet: what the queue asks of a shared limiter.
+// One limit for a whole fleet: how the queue uses a shared limiter.
 
 import (
 	"bytes"
@@ -22,15 +22,15 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// turns is a limiter that gives out a turn for each send on next, or an error for
-// each on fail.
+// turns is a limiter whose Wait grants a turn for each value sent on next, and
+// returns an error for each value sent on fail.
 type turns struct {
 	next chan struct{}
 	fail chan error
 
 	mu      sync.Mutex
 	asking  int
-	most    int // that asked at the same time
+	most    int // calls at the same time
 	unused  int
 	refused []time.Duration
 }
@@ -72,7 +72,7 @@ func (l *turns) Unused() {
 	l.unused++
 }
 
-// give gives out n turns, and waits until that shows.
+// give grants n turns, and waits for the effect of each.
 func (l *turns) give(n int) {
 	for range n {
 		l.next <- struct{}{}
@@ -80,8 +80,9 @@ func (l *turns) give(n int) {
 	}
 }
 
-// Whoever is first when a turn comes gets it, whoever was first when it was asked for.
-func TestATurnBelongsToTheQueue(t *testing.T) {
+// A turn goes to the request that is first when Wait returns, even if another request
+// was first when Wait was called.
+func TestATurnGoesToTheFirstInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -97,13 +98,13 @@ func TestATurnBelongsToTheQueue(t *testing.T) {
 			})
 			synctest.Wait()
 		}
-		assert.Equal(t, 8, l.most, "turns that are waited for at a time")
+		assert.Equal(t, 8, l.most, "calls of Wait at the same time")
 		callers.Go(func() {
 			_, err := tokens.Mint(t.Context(), "/ping.read")
 			assert.NoError(t, err)
 		})
 		synctest.Wait()
-		time.Sleep(time.Hour) // much more than WithTimeout, and of no account
+		time.Sleep(time.Hour) // much more than WithTimeout, which does not count this time
 		l.give(3)
 		want := []string{"/ping.read", strings.Join(set(account(0)), " "), strings.Join(set(account(1)), " ")}
 		assert.Equal(t, want, order(server))
@@ -112,11 +113,11 @@ func TestATurnBelongsToTheQueue(t *testing.T) {
 		assert.Len(t, server.AccessTokens(), 21)
 		assert.Equal(t, 8, l.most)
 		assert.Zero(t, l.unused)
-		assert.Zero(t, l.asking, "nobody waits, and nothing is asked for")
+		assert.Zero(t, l.asking, "no request waits, and Wait is not called")
 	})
 }
 
-func TestATurnThatNobodyNeeds(t *testing.T) {
+func TestATurnThatNoRequestNeeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -139,7 +140,7 @@ func TestATurnThatNobodyNeeds(t *testing.T) {
 	})
 }
 
-// A token that is in the cache when its turn comes leaves the turn to the next.
+// If the token is in the cache when its turn comes, the next request gets the turn.
 func TestATurnForATokenThatIsInTheCache(t *testing.T) {
 	for _, more := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -165,8 +166,8 @@ func TestATurnForATokenThatIsInTheCache(t *testing.T) {
 			want(there, 0)
 			l.give(1)
 			if more {
-				assert.Zero(t, l.unused, "another request went with it")
-				l.give(1) // was asked for by the first
+				assert.Zero(t, l.unused, "another request used the turn")
+				l.give(1) // the turn that the first request asked for
 			}
 			assert.Equal(t, 1, l.unused)
 			callers.Wait()
@@ -201,7 +202,7 @@ func (m *memory) Delete(_ context.Context, key string) error {
 	return nil
 }
 
-// Without its turn at the shared limiter the process keeps to its own rate.
+// While the shared limiter fails, the process keeps to its own rate.
 func TestTheSharedLimiterFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -223,7 +224,7 @@ func TestTheSharedLimiterFails(t *testing.T) {
 		assert.Zero(t, failed)
 		assert.InDelta(t, 100/9.7, took.Seconds(), 0.2)
 		assert.Equal(t, 1, strings.Count(records.String(), "no connection"), records.String())
-		close(down) // it is back
+		close(down) // the limiter works again
 
 		time.Sleep(time.Minute)
 		var caller sync.WaitGroup
@@ -238,7 +239,7 @@ func TestTheSharedLimiterFails(t *testing.T) {
 	})
 }
 
-// The shared limiter is told of 429s, and of none to an API call.
+// The shared limiter is told of 429s to token requests, but not of 429s to API calls.
 func TestTheSharedLimiterIsToldOf429s(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := apiOf(func(string) (string, bool) { return "60", false })
@@ -253,8 +254,8 @@ func TestTheSharedLimiterIsToldOf429s(t *testing.T) {
 	})
 }
 
-// Three processes on one limiter: none goes faster than all of them may, and the
-// one that has most to do gets what the others leave.
+// Three processes share one limiter. Together they keep to its rate, and the busiest
+// process gets what the others do not use.
 func TestAFleetOnOneLimiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithRateLimit(40), moovtest.WithLatency(80*time.Millisecond))

@@ -27,9 +27,9 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-const app = "https://app.example.com" // a page of another origin that may ask
+const app = "https://app.example.com" // another origin, which is in WithOrigins
 
-// user says what the user named in the X-User header may have.
+// user is a scopes function. The header X-User names the user, or the kind of error.
 func user(r *http.Request) ([]string, error) {
 	switch name := r.Header.Get("X-User"); name {
 	case "":
@@ -62,7 +62,7 @@ type status int
 func (s status) Error() string   { return "status of mine" }
 func (s status) StatusCode() int { return int(s) }
 
-// post is a request of a page on the handler's own origin.
+// post returns a request of a page of the handler's own origin.
 func post(user string, header ...string) *http.Request {
 	r := httptest.NewRequest(http.MethodPost, "https://example.com/moov-token", nil)
 	r.Header.Set("Origin", "https://example.com")
@@ -79,7 +79,7 @@ func with(r *http.Request, method string) *http.Request {
 	return r
 }
 
-// browser is a handler, and what it logged.
+// browser is a handler with its log.
 type browser struct {
 	http.Handler
 	tokens *Tokens
@@ -126,13 +126,13 @@ func TestHandlerAnswers(t *testing.T) {
 		{name: "same origin", r: post("42"), status: 200},
 		{name: "no browser", r: post("42", "Origin", "", "Sec-Fetch-Site", ""), status: 200},
 		{name: "an old browser", r: post("42", "Sec-Fetch-Site", ""), status: 200},
-		{name: "a page that may ask", r: post("42", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 200, header: allowed},
-		{name: "a page that may ask, without a user", r: post("", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 500, error: "internal_server_error", header: allowed, logged: "the database is down"},
+		{name: "a trusted origin", r: post("42", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 200, header: allowed},
+		{name: "a trusted origin, without a user", r: post("", "Origin", app, "Sec-Fetch-Site", "cross-site"), status: 500, error: "internal_server_error", header: allowed, logged: "the database is down"},
 		{name: "another origin", r: post("42", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"), status: 403, error: "forbidden"},
 		{name: "another origin, an old browser", r: post("42", "Origin", "https://evil.example", "Sec-Fetch-Site", ""), status: 403, error: "forbidden"},
 		{name: "the same site", r: post("42", "Origin", "https://a.example.com", "Sec-Fetch-Site", "same-site"), status: 403, error: "forbidden"},
 		{name: "an opaque origin", r: post("42", "Origin", "null", "Sec-Fetch-Site", "cross-site"), status: 403, error: "forbidden"},
-		{name: "it begins with an origin that may", r: post("42", "Origin", app+".evil.example", "Sec-Fetch-Site", "cross-site"), status: 403, error: "forbidden"},
+		{name: "it starts with a trusted origin", r: post("42", "Origin", app+".evil.example", "Sec-Fetch-Site", "cross-site"), status: 403, error: "forbidden"},
 		{name: "GET", r: with(post("42"), "GET"), status: 405, error: "method_not_allowed", header: map[string]string{"Allow": "POST"}},
 		{name: "GET from another origin", r: with(post("42", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"), "GET"), status: 405, error: "method_not_allowed"},
 		{name: "HEAD", r: with(post("42"), "HEAD"), status: 405, error: "method_not_allowed"},
@@ -141,9 +141,9 @@ func TestHandlerAnswers(t *testing.T) {
 		{name: "an error", r: post(""), status: 500, error: "internal_server_error", logged: "the database is down"},
 		{name: "an error of a context", r: post("slow"), status: 503, error: "service_unavailable", logged: "the database: context deadline exceeded"},
 		{name: "an error with a status", r: post("expired"), status: 401, error: "unauthorized"},
-		{name: "an error of one's own with a status", r: post("own"), status: 418, error: "i'm_a_teapot"},
-		{name: "an error whose status is none", r: post("odd"), status: 500, error: "internal_server_error", logged: "status of mine"},
-		{name: "an error whose status is no status", r: post("odder"), status: 500, error: "internal_server_error", logged: "1000"},
+		{name: "an error of another type with a status", r: post("own"), status: 418, error: "i'm_a_teapot"},
+		{name: "an error with the status 200", r: post("odd"), status: 500, error: "internal_server_error", logged: "status of mine"},
+		{name: "an error with the status 1000", r: post("odder"), status: 500, error: "internal_server_error", logged: "1000"},
 		{name: "no scopes", r: post("nothing"), status: 500, error: "internal_server_error", logged: "give either WithScopes"},
 		{name: "bad scopes", r: post("bad"), status: 500, error: "internal_server_error", logged: "{accountID}"},
 	} {
@@ -167,7 +167,7 @@ func TestHandlerAnswers(t *testing.T) {
 			assert.Equal(t, test.logged == "", b.log.Len() == 0, b.log.String())
 			if test.error != "" {
 				assert.JSONEq(t, `{"error":"`+test.error+`"}`, body)
-				assert.Len(t, server.Requests(), requests, "nothing was asked of Moov")
+				assert.Len(t, server.Requests(), requests, "no request to Moov")
 				return
 			}
 			var token map[string]any
@@ -184,7 +184,7 @@ func TestHandlerAnswers(t *testing.T) {
 	}
 }
 
-// A page must not take its token for alive when it is dead.
+// A page must not use its token after it has expired.
 func TestExpiresInIsRoundedDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithExpiresInSeconds(), moovtest.WithLatency(300*time.Millisecond))
@@ -223,7 +223,7 @@ func TestPreflight(t *testing.T) {
 	assert.Empty(t, server.Requests())
 }
 
-// What Moov answers, the page learns only as a status. The request ID is logged.
+// The page learns only the status of Moov's answer. The request ID is logged.
 func TestMoovRefusesTheHandler(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -265,9 +265,9 @@ func TestMoovRefusesTheHandler(t *testing.T) {
 	}
 }
 
-// Who waits in line for 10 s gets a 503 that says when to come again, and is no
-// longer in line.
-func TestTenSecondsInLine(t *testing.T) {
+// A page that waits in the queue for 10 s gets a 503 with Retry-After, and its request
+// leaves the queue.
+func TestTenSecondsInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -300,12 +300,12 @@ func TestTenSecondsInLine(t *testing.T) {
 		assert.Equal(t, 11, served)
 		synctest.Wait()
 		assert.Zero(t, b.tokens.Stats().InLine)
-		assert.Len(t, server.AccessTokens(), served, "none was minted for those who left")
+		assert.Len(t, server.AccessTokens(), served, "no token was minted for the others")
 		assert.Empty(t, b.log.String())
 	})
 }
 
-// What a 429 asks for counts as time in line.
+// The pause that a 429 asks for counts as time in the queue.
 func TestA429ToTheHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -326,12 +326,12 @@ func TestA429ToTheHandler(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		assert.Len(t, server.AccessTokens(), 0)
-		assert.Len(t, server.TokenRequests(), 3, "the one that left asked no more")
+		assert.Len(t, server.TokenRequests(), 3, "no request after the 503")
 	})
 }
 
-// The time that Moov takes is no time in line.
-func TestASlowMoovIsNoLine(t *testing.T) {
+// The time that Moov takes to answer does not count as time in the queue.
+func TestASlowAnswerIsNotTimeInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithLatency(9 * time.Second))
 		defer server.Close()
@@ -341,8 +341,8 @@ func TestASlowMoovIsNoLine(t *testing.T) {
 	})
 }
 
-func TestAPageThatGoesAway(t *testing.T) {
-	t.Run("in line", func(t *testing.T) {
+func TestAPageDisconnects(t *testing.T) {
+	t.Run("in the queue", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			server := moovtest.NewInMemory()
 			defer server.Close()
@@ -359,7 +359,7 @@ func TestAPageThatGoesAway(t *testing.T) {
 			assert.Empty(t, b.log.String())
 		})
 	})
-	t.Run("while Moov is asked", func(t *testing.T) {
+	t.Run("during the token request", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			server := moovtest.NewInMemory(moovtest.WithLatency(5 * time.Second))
 			defer server.Close()
@@ -376,8 +376,8 @@ func TestAPageThatGoesAway(t *testing.T) {
 	})
 }
 
-// Over real connections: a panic of the user's function is net/http's, and a page
-// that hangs up leaves the line.
+// Over real connections, a panic of the scopes function is left to net/http, and the
+// request of a page that disconnects leaves the queue.
 func TestHandlerInAServer(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -470,8 +470,8 @@ func TestHandlerNeedsAFunction(t *testing.T) {
 	assert.PanicsWithValue(t, "moovauth: platform: Handler: scopes is nil", func() { tokens.Handler(nil) })
 }
 
-// A path cannot break the log's lines.
-func TestTheLogIsLines(t *testing.T) {
+// A line break in the path does not break the log's lines.
+func TestAnErrorIsOneLineInTheLog(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	b := newBrowser(t, server)
@@ -483,16 +483,16 @@ func TestTheLogIsLines(t *testing.T) {
 	assert.False(t, lines.Scan())
 }
 
-// A middleware gives a page less time than the queue takes.
+// A middleware may end the context of a request before its turn comes.
 func TestAContextThatEndsInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
 		b := newBrowser(t, server)
 		server.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"20"}}})
-		_, err := b.tokens.Mint(t.Context(), "/ping.read") // waits for 20 s, and so do all
+		_, err := b.tokens.Mint(t.Context(), "/ping.read") // holds the queue for 20 s
 		require.NoError(t, err)
-		for _, before := range []bool{false, true} { // or before the queue
+		for _, before := range []bool{false, true} { // or the context ends before the request comes to the queue
 			(&place{queue: b.tokens.queue}).Refused(20 * time.Second)
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
@@ -507,9 +507,9 @@ func TestAContextThatEndsInTheQueue(t *testing.T) {
 		s := b.tokens.Stats()
 		assert.EqualValues(t, 2, s.TimedOut)
 		assert.Zero(t, s.Failed)
-		assert.Len(t, server.TokenRequests(), 2, "those of Mint")
+		assert.Len(t, server.TokenRequests(), 2, "only the requests of Mint")
 	})
-	t.Run("while Moov is asked", func(t *testing.T) {
+	t.Run("during the token request", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			server := moovtest.NewInMemory(moovtest.WithLatency(20 * time.Second))
 			defer server.Close()
@@ -524,7 +524,7 @@ func TestAContextThatEndsInTheQueue(t *testing.T) {
 	})
 }
 
-// The time in the queue is counted as a whole, also if a page is refused again and again.
+// The 10 s are the sum of all waits, even if the request is refused again and again.
 func TestTenSecondsOf429s(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -535,7 +535,7 @@ func TestTenSecondsOf429s(t *testing.T) {
 		resp := b.answer(post("42"))
 		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
 		assert.InDelta(t, 10, time.Since(start).Seconds(), 0.5)
-		assert.LessOrEqual(t, len(server.TokenRequests()), 10, "not faster than Moov asks")
+		assert.LessOrEqual(t, len(server.TokenRequests()), 10, "no faster than Retry-After allows")
 		assert.EqualValues(t, 1, b.tokens.Stats().TimedOut)
 	})
 }
@@ -587,7 +587,7 @@ func TestOriginsAreNormalised(t *testing.T) {
 	}
 }
 
-// The origin that the token request carries is the page's, if Moov can know it.
+// The token request carries the page's origin if that is https and in WithOrigins.
 func TestTheTokenRequestCarriesThePagesOrigin(t *testing.T) {
 	server := moovtest.NewServer(moovtest.WithOrigins("https://example.com", app, "https://xn--bcher-kva.example"))
 	defer server.Close()
@@ -616,7 +616,7 @@ func TestTheTokenRequestCarriesThePagesOrigin(t *testing.T) {
 	assert.Equal(t, http.StatusForbidden, w.Code)
 }
 
-func TestWithMintedNotesEachToken(t *testing.T) {
+func TestWithMintedIsCalledWithEachToken(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	noted := make(map[string]string) // token to user
@@ -636,13 +636,13 @@ func TestWithMintedNotesEachToken(t *testing.T) {
 	assert.Len(t, noted, 2)
 	_, err := b.tokens.Mint(t.Context(), "/ping.read")
 	require.NoError(t, err)
-	assert.Len(t, noted, 2, "only Handler's")
+	assert.Len(t, noted, 2, "Mint does not call the function")
 	assert.Equal(t, http.StatusUnauthorized, b.answer(post("expired")).StatusCode)
-	assert.Len(t, noted, 2, "only tokens")
+	assert.Len(t, noted, 2, "without a token the function is not called")
 }
 
-// A token that cannot be noted is revoked before the page is answered.
-func TestATokenThatIsNotNotedIsRevoked(t *testing.T) {
+// If the function of WithMinted fails, the token is revoked before the reply.
+func TestAnErrorOfWithMintedRevokesTheToken(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		err    error
@@ -670,8 +670,8 @@ func TestATokenThatIsNotNotedIsRevoked(t *testing.T) {
 	}
 }
 
-// The function is called, and the token revoked, also if the page has left.
-func TestAPageThatLeavesWhenItsTokenComes(t *testing.T) {
+// The function is called, and the token is revoked, even if the page has disconnected.
+func TestAPageDisconnectsWhenItsTokenComes(t *testing.T) {
 	for _, err := range []error{nil, errors.New("no")} {
 		synctest.Test(t, func(t *testing.T) {
 			server := moovtest.NewInMemory(moovtest.WithLatency(time.Second))

@@ -1,6 +1,6 @@
 package platform
 
-// This file is what several test files use: a server's rate limit, and callers.
+// This file holds what several test files use: a server's rate limit, and callers.
 
 import (
 	"context"
@@ -17,12 +17,12 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// limit is a server's rate limit, as a model of one: it counts what it lets
-// through in a second, which slides or begins at each whole second.
+// limit is a model of a server's rate limit. It counts the requests that it serves
+// in a second. The second slides, or starts at each whole second.
 type limit struct {
 	perSecond  int
 	fixed      bool
-	retryAfter time.Duration // 0: its 429s do not say
+	retryAfter time.Duration // 0: its 429s have no Retry-After
 
 	mu      sync.Mutex
 	served  []time.Time // in the last second
@@ -30,7 +30,7 @@ type limit struct {
 	refused int
 }
 
-// admits reports whether a request that comes now is served.
+// admits reports whether a request at this moment is served.
 func (s *limit) admits() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +51,7 @@ func (s *limit) admits() bool {
 	return true
 }
 
-// result is how a run went.
+// result is the outcome of a run.
 type result struct {
 	took    time.Duration
 	refused int
@@ -62,11 +62,11 @@ func newTestQueue(perSecond float64) *queue {
 	return newQueue(&config{perSecond: perSecond, logger: slog.New(slog.DiscardHandler)})
 }
 
-// Wait waits as a person's only request.
+// Wait waits for one interactive request.
 func (q *queue) Wait(ctx context.Context) error { return (&place{queue: q}).Wait(ctx) }
 
-// crowd has n callers come at once, each of whom waits in q for its request to
-// s, which takes latency, and gets in line again if it is refused.
+// crowd starts n callers at once. Each waits in q for its request to s, which takes
+// latency, and waits in q again if it is refused.
 func crowd(q *queue, s *limit, n int, latency time.Duration) result {
 	start := time.Now()
 	var wg sync.WaitGroup
@@ -100,7 +100,7 @@ func crowd(q *queue, s *limit, n int, latency time.Duration) result {
 	return r
 }
 
-// newTokens makes the tokens of an API key at server.
+// newTokens returns the Tokens of an API key at server.
 func newTokens(t *testing.T, server *moovtest.Server, opts ...Option) *Tokens {
 	t.Helper()
 	opts = append([]Option{WithSource(moovauth.WithBaseURL(server.URL), moovauth.WithHTTPClient(server.Client()))}, opts...)
@@ -109,13 +109,13 @@ func newTokens(t *testing.T, server *moovtest.Server, opts ...Option) *Tokens {
 	return tokens
 }
 
-// account is what is done with the nth account.
+// account returns the scopes of the nth account.
 func account(n int) []string {
 	return []string{fmt.Sprintf("/accounts/%06d/cards.write", n), fmt.Sprintf("/accounts/%06d/cards.read", n)}
 }
 
-// via is an http.Client whose replies are changed by what is given.
-func via(client *http.Client, change func(*http.Response)) *http.Client {
+// changing returns a client like client, with change applied to each reply.
+func changing(client *http.Client, change func(*http.Response)) *http.Client {
 	return &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
 		resp, err := client.Transport.RoundTrip(req)
 		if err == nil {

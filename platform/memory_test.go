@@ -2,7 +2,7 @@
 
 package platform
 
-// How much memory an account takes. The race detector takes more.
+// How much memory an account takes. With the race detector it takes more.
 
 import (
 	"fmt"
@@ -22,8 +22,8 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// mint is a RoundTripper that answers each token request, and keeps nothing, so
-// that what is measured is the client's.
+// mint is a RoundTripper that answers each token request and keeps nothing, so that
+// the test measures only the client's memory.
 type mint struct{ n atomic.Int64 }
 
 func (m *mint) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -72,9 +72,9 @@ func TestMemoryForEachAccount(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Equal(t, accounts, tokens.Stats().InLine)
-		line := float64(used()-before) / accounts
-		t.Logf("in line: %.0f bytes for each account, its caller's goroutine included", line)
-		assert.Less(t, line, 12_000.0)
+		queued := float64(used()-before) / accounts
+		t.Logf("in the queue: %.0f bytes for each account, its caller's goroutine included", queued)
+		assert.Less(t, queued, 12_000.0)
 		callers.Wait()
 	})
 }

@@ -11,7 +11,7 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func at(seconds float64) time.Time { return noon.Add(time.Duration(seconds * float64(time.Second))) }
 
-// served has n answers come in the second before at(seconds).
+// served notes n answers in the second before at(seconds).
 func (p *pace) served(n int, seconds float64) {
 	for i := range n {
 		p.answer(at(seconds - 0.9 + 0.8*float64(i)/float64(n)))
@@ -46,7 +46,7 @@ func TestAnswersAreForgottenAfterASecond(t *testing.T) {
 	assert.Empty(t, p.answered)
 }
 
-func TestOneCutInHalfASecond(t *testing.T) {
+func TestTheRateIsCutOnceInHalfASecond(t *testing.T) {
 	p := newPace(10)
 	p.refuse(at(0), 0)
 	p.refuse(at(0.1), 0)
@@ -64,7 +64,7 @@ func TestTheRateIsNeverCutToNothing(t *testing.T) {
 	assert.InDelta(t, 0.02*9.7, p.rate(at(1000)), 1e-9)
 }
 
-func TestRecoveryBegins30SecondsAfterTheHold(t *testing.T) {
+func TestRecoveryStarts30SecondsAfterTheHold(t *testing.T) {
 	p := newPace(10)
 	p.refuse(at(0), 10*time.Second)
 	assert.InDelta(t, 4.85, p.rate(at(39.9)), 1e-9)
@@ -86,7 +86,7 @@ func TestARaiseThatIsRefusedDoublesTheQuietTime(t *testing.T) {
 	}
 }
 
-func TestAnOverloadLongAfterRecoveryIsANewOne(t *testing.T) {
+func TestA429LongAfterRecoveryResetsTheQuietTime(t *testing.T) {
 	p := newPace(10)
 	p.refuse(at(0), time.Second)
 	p.refuse(at(33), time.Second) // the raise
@@ -95,10 +95,10 @@ func TestAnOverloadLongAfterRecoveryIsANewOne(t *testing.T) {
 	assert.Equal(t, 30*time.Second, p.quiet)
 }
 
-func TestA429BeforeTheRaiseLeavesTheQuietTime(t *testing.T) {
+func TestA429BeforeTheRaiseKeepsTheQuietTime(t *testing.T) {
 	p := newPace(10)
 	p.refuse(at(0), time.Second)
 	p.refuse(at(10), time.Second)
 	assert.Equal(t, 30*time.Second, p.quiet)
-	assert.InDelta(t, 4.85/2, p.rate(at(40.9)), 1e-9, "it counts from the last 429")
+	assert.InDelta(t, 4.85/2, p.rate(at(40.9)), 1e-9, "the quiet time starts at the last 429")
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// eachServer runs test against Moovs with each kind of limit, in fake time.
+// eachServer runs test against a server with each kind of limit, in fake time.
 func eachServer(t *testing.T, perSecond int, test func(t *testing.T, server *moovtest.Server, client moovauth.Option)) {
 	for window, opts := range map[string][]moovtest.Option{"sliding": nil, "fixed": {moovtest.WithFixedWindow()}} {
 		for header, change := range map[string]func(*http.Response){"with": func(*http.Response) {}, "without": withoutRetryAfter} {
@@ -29,15 +29,15 @@ func eachServer(t *testing.T, perSecond int, test func(t *testing.T, server *moo
 				synctest.Test(t, func(t *testing.T) {
 					server := moovtest.NewInMemory(append(opts, moovtest.WithRateLimit(perSecond), moovtest.WithLatency(80*time.Millisecond))...)
 					defer server.Close()
-					test(t, server, moovauth.WithHTTPClient(via(server.Client(), change)))
+					test(t, server, moovauth.WithHTTPClient(changing(server.Client(), change)))
 				})
 			})
 		}
 	}
 }
 
-// atOnce has n accounts each want a token at the same time. It returns how many
-// got none, how long the last took, and how many requests were refused.
+// atOnce requests tokens for n accounts at the same time. It returns how many got
+// none, how long the last one took, and how many requests were refused.
 func atOnce(t *testing.T, server *moovtest.Server, n int, source func(scopes ...string) (*moovauth.TokenSource, error)) (failed int, took time.Duration, refused int) {
 	t.Helper()
 	sources := make([]*moovauth.TokenSource, n)
@@ -91,8 +91,8 @@ func TestTheServerTakesHalfOfTheRate(t *testing.T) {
 	})
 }
 
-// The same with a map of sources on one rate.Limiter: nobody fails either, but
-// the limiter does not learn.
+// For comparison: a map of sources that share one rate.Limiter. No account fails, but
+// the limiter does not find the server's rate.
 func TestAMapOfSourcesOnOneRateLimiter(t *testing.T) {
 	for perSecond, most := range map[int]float64{10: 0.02, 5: 0.6} {
 		t.Run(fmt.Sprint(perSecond), func(t *testing.T) {
@@ -127,12 +127,12 @@ func TestTenThousandAccountsAtOnce(t *testing.T) {
 	})
 }
 
-// Each set of scopes has one token, whatever the order and repetition of its
-// scopes, and no other set has that token.
+// Each set of scopes has one token of its own, whatever the order of the scopes, and
+// even if scopes are repeated.
 func TestASetOfScopesHasOneToken(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
-	tokens := newTokens(t, server, WithRate(1e6), WithCapacity(3)) // which sources are let go does not matter
+	tokens := newTokens(t, server, WithRate(1e6), WithCapacity(3)) // even if sources are removed
 	all := []string{"/accounts/1/cards.read", "/accounts/1/cards.write", "/accounts/2/cards.read", "/ping.read"}
 	type seen struct {
 		source *moovauth.TokenSource
@@ -163,7 +163,7 @@ func TestASetOfScopesHasOneToken(t *testing.T) {
 				if !assert.NoError(t, err) {
 					return
 				}
-				assert.Equal(t, own, scopes, "the caller's scopes are left alone")
+				assert.Equal(t, own, scopes, "the caller's slice is not changed")
 				slices.Sort(own)
 				key := strings.Join(slices.Compact(own), " ")
 				assert.Equal(t, key, token.Extra("scope"))
@@ -188,7 +188,7 @@ func TestASetOfScopesHasOneToken(t *testing.T) {
 	assert.Len(t, distinct, 15)
 }
 
-func TestScopesThatReadLikeOthersAreRefused(t *testing.T) {
+func TestInvalidScopesAreRefused(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	tokens := newTokens(t, server)
@@ -206,7 +206,7 @@ func TestScopesThatReadLikeOthersAreRefused(t *testing.T) {
 	assert.Empty(t, server.Requests())
 }
 
-func TestAMintedTokenIsNobodyElses(t *testing.T) {
+func TestAMintedTokenIsNotShared(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	cache := &countingCache{}
@@ -244,7 +244,7 @@ func TestAMintedTokenIsNobodyElses(t *testing.T) {
 	assert.Equal(t, 1, tokens.Stats().Sources)
 }
 
-// countingCache is a cache that has nothing, and counts what it is asked.
+// countingCache is an empty cache that counts the calls to it.
 type countingCache struct {
 	mu sync.Mutex
 	n  int
@@ -265,9 +265,9 @@ func (c *countingCache) Get(context.Context, string) ([]byte, error) { return ni
 func (c *countingCache) Put(context.Context, string, []byte) error   { return c.count() }
 func (c *countingCache) Delete(context.Context, string) error        { return c.count() }
 
-// A caller of Mint that leaves takes its place in line along: nobody would ever
-// find the token.
-func TestAMintingLeavesTheLineWithItsCaller(t *testing.T) {
+// If the caller of Mint leaves, its request leaves the queue: no one else could use
+// the token.
+func TestMintLeavesTheQueueWithItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -300,8 +300,8 @@ func TestAMintingLeavesTheLineWithItsCaller(t *testing.T) {
 	})
 }
 
-// The grant of a source that is kept goes on: its token is for the next caller.
-func TestASourceStaysInLineWithoutItsCaller(t *testing.T) {
+// If the caller of a source leaves, the token request continues, for the next caller.
+func TestASourceStaysInTheQueueWithoutItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -341,8 +341,8 @@ func TestRevokeAMintedToken(t *testing.T) {
 	assert.EqualValues(t, 2, s.Failed)
 }
 
-// Revocations stand in the same line.
-func TestRevokeWaitsInLine(t *testing.T) {
+// Revocations wait in the same queue.
+func TestRevokeWaitsInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -358,14 +358,14 @@ func TestRevokeWaitsInLine(t *testing.T) {
 	})
 }
 
-// Under endless 429s a caller leaves when it likes, and what nobody waits for
-// ends. Revoke is not held up.
+// Under endless 429s a caller can leave at any time. Requests that no one waits for
+// end. Revoke is not delayed.
 func TestEndless429s(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithRateLimit(1))
 		defer server.Close()
 		_, _ = server.Client().Get(server.URL + "/ping")
-		endless := via(server.Client(), func(resp *http.Response) {
+		endless := changing(server.Client(), func(resp *http.Response) {
 			if resp.Request.URL.Path == "/oauth2/token" {
 				resp.StatusCode = http.StatusTooManyRequests
 				resp.Header.Set("Retry-After", "1")
@@ -399,8 +399,8 @@ func TestEndless429s(t *testing.T) {
 		callers.Wait()
 		assert.Equal(t, 5*time.Minute, time.Since(start))
 		requests := len(server.TokenRequests())
-		assert.Less(t, requests, 100, "the line moves slowly")
-		time.Sleep(time.Hour) // those that nobody waits for end at their first 429
+		assert.Less(t, requests, 100, "the queue moves slowly")
+		time.Sleep(time.Hour) // requests that no one waits for end at their next 429
 		synctest.Wait()
 		assert.Zero(t, tokens.Stats().InLine)
 		assert.LessOrEqual(t, len(server.TokenRequests()), requests+50)
@@ -408,7 +408,7 @@ func TestEndless429s(t *testing.T) {
 	})
 }
 
-func TestNewChecksWhatItIsGiven(t *testing.T) {
+func TestNewChecksItsArguments(t *testing.T) {
 	creds := moovauth.Credentials{ClientID: "id", ClientSecret: "secret"}
 	for wanted, opts := range map[string][]Option{
 		"option 2 is nil": {WithRate(1), nil},
@@ -444,8 +444,8 @@ var zero float64
 
 func nan() float64 { return zero / zero }
 
-// WithScopes has no effect, and options add up.
-func TestWhatWithSourceDoesNotChange(t *testing.T) {
+// WithScopes in WithSource has no effect, and the options of two WithSource add up.
+func TestWithSourceDoesNotChangeScopes(t *testing.T) {
 	server := moovtest.NewServer(moovtest.WithOrigins("https://example.com"))
 	defer server.Close()
 	tokens := newTokens(t, server, WithRate(1e6),
@@ -462,8 +462,8 @@ func TestWhatWithSourceDoesNotChange(t *testing.T) {
 	require.NoError(t, tokens.Revoke(t.Context(), token.AccessToken))
 }
 
-// The client that is given is used, with all that it has.
-func TestTheHTTPClientThatIsGiven(t *testing.T) {
+// The HTTP client in WithSource is used, with all of its fields.
+func TestTheHTTPClientInWithSourceIsUsed(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	base := &closer{RoundTripper: server.Client().Transport}

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// eachLimit runs test against the kinds of limits that a server may have.
+// eachLimit runs test with each kind of limit that a server may have.
 func eachLimit(t *testing.T, perSecond int, test func(t *testing.T, s *limit)) {
 	for _, fixed := range []bool{false, true} {
 		for _, retryAfter := range []time.Duration{0, time.Second} {
@@ -29,7 +29,7 @@ func eachLimit(t *testing.T, perSecond int, test func(t *testing.T, s *limit)) {
 	}
 }
 
-func TestLineKeepsToTheRateItWasGiven(t *testing.T) {
+func TestQueueKeepsToItsRate(t *testing.T) {
 	eachLimit(t, 10, func(t *testing.T, s *limit) {
 		r := crowd(newTestQueue(10), s, 200, 80*time.Millisecond)
 		assert.Zero(t, r.failed)
@@ -38,7 +38,7 @@ func TestLineKeepsToTheRateItWasGiven(t *testing.T) {
 	})
 }
 
-func TestLineFindsTheRateThatTheServerTakes(t *testing.T) {
+func TestQueueFindsTheRateThatTheServerTakes(t *testing.T) {
 	for _, latency := range []time.Duration{0, 80 * time.Millisecond, 400 * time.Millisecond} {
 		t.Run(latency.String(), func(t *testing.T) {
 			eachLimit(t, 5, func(t *testing.T, s *limit) {
@@ -52,9 +52,9 @@ func TestLineFindsTheRateThatTheServerTakes(t *testing.T) {
 	}
 }
 
-// What a rate.Limiter alone does under the same rules: it does not hold back
-// those who have a reservation, and keeps its rate.
-func TestOneSharedRateLimiterDoesNot(t *testing.T) {
+// For comparison: a rate.Limiter does not hold back callers that have a reservation,
+// and does not change its rate.
+func TestARateLimiterDoesNotFindTheRate(t *testing.T) {
 	eachLimit(t, 5, func(t *testing.T, s *limit) {
 		l := rate.NewLimiter(10, 1)
 		start := time.Now()
@@ -76,7 +76,7 @@ func TestOneSharedRateLimiterDoesNot(t *testing.T) {
 	})
 }
 
-func TestTenThousandInLine(t *testing.T) {
+func TestTenThousandInTheQueue(t *testing.T) {
 	eachLimit(t, 40, func(t *testing.T, s *limit) {
 		r := crowd(newTestQueue(40), s, 10_000, 80*time.Millisecond)
 		assert.Zero(t, r.failed)
@@ -107,7 +107,7 @@ func TestFirstComeFirstServed(t *testing.T) {
 	})
 }
 
-func TestA429HoldsBackTheWholeLine(t *testing.T) {
+func TestA429HoldsBackTheWholeQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestQueue(10)
 		require.NoError(t, l.Wait(t.Context()))
@@ -119,9 +119,9 @@ func TestA429HoldsBackTheWholeLine(t *testing.T) {
 				done <- time.Since(start)
 			}()
 		}
-		synctest.Wait() // the first has its reservation
+		synctest.Wait() // the first caller waits for its time
 		(&place{queue: l}).Refused(3 * time.Second)
-		(&place{queue: l}).Refused(time.Second) // a shorter one does not end it
+		(&place{queue: l}).Refused(time.Second) // a shorter Retry-After does not end the hold
 		first := <-done
 		assert.Equal(t, 3*time.Second+comeBack, first)
 		second := <-done
@@ -152,8 +152,8 @@ func TestNoRetryAfterHoldsForMoreThanAnHour(t *testing.T) {
 	})
 }
 
-// A caller that leaves takes no turn along, wherever in line it was.
-func TestLeavingTheLine(t *testing.T) {
+// A caller that leaves uses no turn, whatever its place in the queue.
+func TestLeavingTheQueue(t *testing.T) {
 	for name, leaver := range map[string]int{"first": 0, "in the middle": 2, "last": 4} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -183,8 +183,8 @@ func TestLeavingTheLine(t *testing.T) {
 	}
 }
 
-// The last to leave gives the reservation back, and stops the clock.
-func TestALineThatAllHaveLeft(t *testing.T) {
+// When the last caller leaves, no turn is used, and nothing waits.
+func TestAllCallersLeaveTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestQueue(1 / margin)
 		require.NoError(t, l.Wait(t.Context()))
@@ -213,7 +213,7 @@ func TestAnEndedContextTakesNoTurn(t *testing.T) {
 	})
 }
 
-// A caller whose turn comes while its context ends passes the turn on.
+// If a caller's turn comes while its context ends, the caller passes the turn on.
 func TestNoTurnIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestQueue(1 / margin)
@@ -222,7 +222,7 @@ func TestNoTurnIsLost(t *testing.T) {
 		start := time.Now()
 		for i := range 200 {
 			ctx, cancel := t.Context(), context.CancelFunc(func() {})
-			if i%2 == 0 { // it leaves just when its turn may come
+			if i%2 == 0 { // it leaves at the moment when its turn may come
 				ctx, cancel = context.WithDeadline(t.Context(), start.Add(time.Duration(i/2+1)*time.Second))
 			}
 			go func() {
@@ -234,11 +234,11 @@ func TestNoTurnIsLost(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(100*time.Second + time.Second/2)
-		assert.EqualValues(t, 100, served.Load(), "one a second, also while others leave")
+		assert.EqualValues(t, 100, served.Load(), "one a second, even while others leave")
 	})
 }
 
-func TestLongestWaitIsThatOfTheFirst(t *testing.T) {
+func TestLongestWaitIsTheWaitOfTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestQueue(1)
 		(&place{queue: l}).Refused(time.Minute)
@@ -269,7 +269,7 @@ func TestWaitingCostsNoGoroutine(t *testing.T) {
 			go l.Wait(ctx)
 		}
 		synctest.Wait()
-		assert.Less(t, runtime.NumGoroutine(), before+1100, "their own")
+		assert.Less(t, runtime.NumGoroutine(), before+1100, "only the callers' own")
 		cancel()
 		synctest.Wait()
 		assert.Less(t, runtime.NumGoroutine(), before+100)

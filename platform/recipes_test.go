@@ -16,7 +16,7 @@ import (
 	"github.com/moovauth/moovauth/platform"
 )
 
-// What the example SignOut does on a bad day.
+// What the SignOut example does when sign-out and Moov fail.
 
 func newTokens(t *testing.T, server *moovtest.Server, opts ...platform.Option) *platform.Tokens {
 	t.Helper()
@@ -32,7 +32,7 @@ func newSessions(t *testing.T, server *moovtest.Server) *sessions {
 	return s
 }
 
-// However pages and the sign-out come in each other's way.
+// Pages request tokens while the user signs out.
 func TestNoTokenIsAliveAfterSignOut(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -57,7 +57,7 @@ func TestNoTokenIsAliveAfterSignOut(t *testing.T) {
 	assert.Empty(t, server.AccessTokens())
 }
 
-// A token whose revocation failed is kept until it is revoked, or has expired.
+// A token whose revocation failed is kept until it is revoked or has expired.
 func TestSignOutWhileMoovIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithLifetime(time.Minute))

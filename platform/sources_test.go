@@ -19,7 +19,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-func TestTheLeastRecentlyUsedSourceGoes(t *testing.T) {
+func TestTheLeastRecentlyUsedSourceIsRemoved(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	tokens := newTokens(t, server, WithCapacity(1000))
@@ -41,23 +41,23 @@ func TestTheLeastRecentlyUsedSourceGoes(t *testing.T) {
 	for i, want := range held {
 		source, err := tokens.Source(account(i)...)
 		require.NoError(t, err)
-		assert.Same(t, want, source, "somebody has it")
+		assert.Same(t, want, source, "a caller holds it")
 	}
 	for i, client := range clients {
 		source, err := tokens.Source(account(i)...)
 		require.NoError(t, err)
-		assert.Same(t, client.Transport.(*moovauth.Transport).Source, source, "somebody has its client")
+		assert.Same(t, client.Transport.(*moovauth.Transport).Source, source, "a caller holds its client")
 	}
 	assert.Equal(t, 1000, tokens.Stats().Sources)
 }
 
-// What is no longer kept, and nobody has, leaves nothing behind, also if it was
-// let go and came back several times.
-func TestLettingGoLeavesNothingBehind(t *testing.T) {
+// A removed source that no one holds is freed, even if it was removed and kept again
+// several times.
+func TestRemovedSourcesAreFreed(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	tokens := newTokens(t, server, WithCapacity(2))
-	var gone atomic.Int64
+	var freed atomic.Int64
 	func() {
 		for range 3 {
 			var held []*moovauth.TokenSource
@@ -67,7 +67,7 @@ func TestLettingGoLeavesNothingBehind(t *testing.T) {
 				held = append(held, source)
 			}
 			for _, source := range held {
-				runtime.AddCleanup(source, func(*atomic.Int64) { gone.Add(1) }, &gone)
+				runtime.AddCleanup(source, func(*atomic.Int64) { freed.Add(1) }, &freed)
 			}
 		}
 	}()
@@ -80,32 +80,32 @@ func TestLettingGoLeavesNothingBehind(t *testing.T) {
 	}
 	tokens.sources.mu.Lock()
 	defer tokens.sources.mu.Unlock()
-	assert.LessOrEqual(t, len(tokens.sources.known), 2*22, "few names of sources that are gone")
+	assert.LessOrEqual(t, len(tokens.sources.known), 2*22, "few entries of freed sources")
 	assert.Equal(t, 2, tokens.sources.kept.Len())
-	assert.GreaterOrEqual(t, gone.Load(), int64(48))
+	assert.GreaterOrEqual(t, freed.Load(), int64(48))
 }
 
-// A source that comes back again and again grows by nothing.
-func TestComingBackCostsNothing(t *testing.T) {
+// A source that is removed and kept again many times takes no more memory.
+func TestKeepingASourceAgainTakesNoMemory(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	tokens := newTokens(t, server, WithCapacity(1))
 	var held [2]*moovauth.TokenSource
-	turn := func(times int) {
+	use := func(times int) {
 		for i := range times {
 			source, err := tokens.Source(account(i % 2)...)
 			require.NoError(t, err)
 			held[i%2] = source
 		}
 	}
-	turn(10)
+	use(10)
 	before := used()
-	turn(20_000)
+	use(20_000)
 	assert.Less(t, used()-before, int64(500_000))
 	runtime.KeepAlive(held)
 }
 
-// revocation is a platform whose accounts all have tokens.
+// revocation returns a Tokens whose accounts all have tokens.
 func revocation(t *testing.T, server *moovtest.Server, accounts int, opts ...Option) *Tokens {
 	t.Helper()
 	tokens := newTokens(t, server, append(opts, WithRate(1e6))...)
@@ -121,7 +121,7 @@ func revocation(t *testing.T, server *moovtest.Server, accounts int, opts ...Opt
 	callers.Wait()
 	tokens.queue.mu.Lock()
 	defer tokens.queue.mu.Unlock()
-	tokens.queue.pace = newPace(10) // from now on
+	tokens.queue.pace = newPace(10) // for the revocations
 	return tokens
 }
 
@@ -145,7 +145,7 @@ func TestRevokeAllInTime(t *testing.T) {
 			require.Equal(t, want, r.Form.Get("token_type_hint"), i)
 		}
 		start = time.Now()
-		require.NoError(t, tokens.RevokeAll(t.Context()), "there is nothing left")
+		require.NoError(t, tokens.RevokeAll(t.Context()), "no token is left")
 		assert.Zero(t, time.Since(start))
 	})
 }
@@ -199,7 +199,7 @@ func TestRevokeAllIsHalfDone(t *testing.T) {
 	})
 }
 
-func TestRevokeAllSaysWhatMoovRefused(t *testing.T) {
+func TestRevokeAllReturnsTheErrorOfMoov(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -230,8 +230,8 @@ func TestRevokeAllWithAnEndedContext(t *testing.T) {
 	assert.Empty(t, server.RevokeRequests())
 }
 
-// It also reaches sources that are no longer kept, as long as somebody has them.
-func TestRevokeAllReachesWhatSomebodyHas(t *testing.T) {
+// RevokeAll also revokes removed sources that a caller still holds.
+func TestRevokeAllReachesSourcesThatACallerHolds(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()
 	tokens := newTokens(t, server, WithRate(1e6), WithCapacity(1))
@@ -248,7 +248,7 @@ func TestRevokeAllReachesWhatSomebodyHas(t *testing.T) {
 	runtime.KeepAlive(held)
 }
 
-// More sources than are revoked at the same time: none is forgotten.
+// There are more sources than RevokeAll revokes at the same time.
 func TestRevokeAllOfManySources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -260,7 +260,7 @@ func TestRevokeAllOfManySources(t *testing.T) {
 	})
 }
 
-// used is the memory in use: the heap, and stacks.
+// used returns how much memory the heap and the stacks use.
 func used() int64 {
 	runtime.GC()
 	runtime.GC()
@@ -269,7 +269,7 @@ func used() int64 {
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
-// Nothing of what is kept tells a secret when it is printed.
+// No verb of fmt prints a secret of a Tokens.
 func TestPrintingTokens(t *testing.T) {
 	server := moovtest.NewServer()
 	defer server.Close()

@@ -1,6 +1,6 @@
 package platform
 
-// What Stats counts, and what is logged once.
+// What Stats counts, and which warnings are logged only once.
 
 import (
 	"bytes"
@@ -22,8 +22,9 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// One page in eight leaves, and the line is too long for many: nothing has failed.
-func TestPagesThatLeaveAreNoFailures(t *testing.T) {
+// One page in eight disconnects, and many wait in the queue for too long. These are
+// not failures.
+func TestPagesThatLeaveAreNotFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithLatency(80 * time.Millisecond))
 		defer server.Close()
@@ -57,7 +58,7 @@ func TestGrantsThatFailAreCounted(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithScopes("/a.read"))
 		defer server.Close()
 		tokens := newTokens(t, server, WithCapacity(2))
-		for range 3 { // all sources but one are let go and come back
+		for range 3 { // sources are removed and made again
 			for _, scope := range []string{"/a.read", "/b.read", "/c.read", "/d.read"} {
 				source, err := tokens.Source(scope)
 				require.NoError(t, err)
@@ -75,12 +76,13 @@ func TestGrantsThatFailAreCounted(t *testing.T) {
 	})
 }
 
-// lines are the records of a logger, one each.
+// lines returns the records of a logger.
 func lines(b *bytes.Buffer) []string {
 	return strings.FieldsFunc(b.String(), func(r rune) bool { return r == '\n' })
 }
 
-// More accounts than the rate suffices for: it is said once, also if nobody looks at Stats.
+// If the rate is too low for the accounts, one warning is logged, even if no one calls
+// Stats.
 func TestNeededIsMoreThanTheRate(t *testing.T) {
 	for accounts, want := range map[int]int{600: 0, 900: 1} { // 0.83 and 1.25 of 1
 		t.Run(fmt.Sprint(accounts), func(t *testing.T) {
@@ -105,7 +107,7 @@ func TestNeededIsMoreThanTheRate(t *testing.T) {
 	}
 }
 
-// Of accounts that are not used any more nothing is needed.
+// Accounts that are not in use need nothing.
 func TestNeededIsForAccountsInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory(moovtest.WithLifetime(72 * time.Hour))
@@ -118,7 +120,7 @@ func TestNeededIsForAccountsInUse(t *testing.T) {
 	})
 }
 
-// 1,200 accounts with room for 1,000.
+// 1,200 accounts are in use, and WithCapacity is 1,000.
 func TestEvictedSources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
@@ -138,8 +140,8 @@ func TestEvictedSources(t *testing.T) {
 	})
 }
 
-// What Moov grants less of is said once for each set of scopes.
-func TestAHundredMintsOneWarning(t *testing.T) {
+// If Moov grants fewer scopes, one warning is logged for each set of scopes.
+func TestAHundredMintsLogOneWarning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -183,7 +185,7 @@ func TestAZeroTokensSaysWhatToDo(t *testing.T) {
 	assert.Equal(t, http.StatusInternalServerError, w.Code)
 }
 
-// manyTokens has that many sources, without tokens.
+// manyTokens returns a Tokens with n sources, which have no tokens.
 func manyTokens(t testing.TB, n int) *Tokens {
 	tokens, err := New(moovauth.Credentials{ClientID: "id", ClientSecret: "secret"}, WithCapacity(n))
 	require.NoError(t, err)
@@ -194,8 +196,8 @@ func manyTokens(t testing.TB, n int) *Tokens {
 	return tokens
 }
 
-// Stats looks at the sources one after the other, and keeps no one from a source meanwhile.
-func TestNobodyWaitsForStats(t *testing.T) {
+// Stats looks at the sources one after the other. Callers of Source do not wait for that.
+func TestSourceDoesNotWaitForStats(t *testing.T) {
 	tokens := manyTokens(t, 100)
 	tokens.sources.reporting.Lock() // as Stats does
 	for _, scope := range []string{account(7)[0], "/ping.read"} {

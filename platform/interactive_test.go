@@ -1,6 +1,6 @@
 package platform
 
-// What people at pages notice of all that goes on in the queue.
+// How long interactive requests wait, whatever else is in the queue.
 
 import (
 	"context"
@@ -23,13 +23,13 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// visit is how a page, or an account's call, fared.
+// visit is the outcome of a page's request, or of an account's call.
 type visit struct {
-	at, took time.Duration // since the start
+	at, took time.Duration // at is since the start
 	status   int           // 0: an account's call that failed
 }
 
-// visits are many, in no order.
+// visits are the visits of a run, in no order.
 type visits struct {
 	start time.Time
 	mu    sync.Mutex
@@ -43,7 +43,7 @@ func (v *visits) note(began time.Time, status int) {
 	v.all = append(v.all, visit{began.Sub(v.start), time.Since(began), status})
 }
 
-// pages has n pages ask h, one each time that every has passed.
+// pages makes n requests of pages to h, one in each interval of length every.
 func pages(h http.Handler, n int, every time.Duration) *visits {
 	v := &visits{start: time.Now()}
 	for i := range n {
@@ -59,7 +59,7 @@ func pages(h http.Handler, n int, every time.Duration) *visits {
 	return v
 }
 
-// count is how many had that status.
+// count returns how many visits had that status.
 func (v *visits) count(status int) (n int) {
 	for _, one := range v.all {
 		if one.status == status {
@@ -69,7 +69,7 @@ func (v *visits) count(status int) (n int) {
 	return n
 }
 
-// longest is the longest wait.
+// longest returns the longest wait.
 func (v *visits) longest() (d time.Duration) {
 	for _, one := range v.all {
 		d = max(d, one.took)
@@ -80,8 +80,8 @@ func (v *visits) longest() (d time.Duration) {
 // patience is how long an account's call waits for a token.
 const patience = 10 * time.Second
 
-// use has n accounts each use their token every so often, from now on, until ctx
-// ends. The first calls are spread over the first period.
+// use has n accounts use their tokens until ctx ends, each once in every interval of
+// length every. The first calls are spread over the first interval.
 func use(ctx context.Context, t *testing.T, tokens *Tokens, n int, every time.Duration) *visits {
 	t.Helper()
 	v := &visits{start: time.Now()}
@@ -108,7 +108,7 @@ func use(ctx context.Context, t *testing.T, tokens *Tokens, n int, every time.Du
 	return v
 }
 
-// order are the scopes of the token requests that the server saw.
+// order returns the scopes of the token requests, in the order of their arrival.
 func order(server *moovtest.Server) (scopes []string) {
 	for _, r := range server.TokenRequests() {
 		scopes = append(scopes, r.Form.Get("scope"))
@@ -116,7 +116,7 @@ func order(server *moovtest.Server) (scopes []string) {
 	return scopes
 }
 
-func TestPeopleDoNotStandBehindFirstTokens(t *testing.T) {
+func TestPagesDoNotWaitBehindFirstTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -142,10 +142,10 @@ func TestPeopleDoNotStandBehindFirstTokens(t *testing.T) {
 		t.Logf("%d of 20 pages served, the slowest after %v", v.count(200), v.longest())
 		assert.Equal(t, 20, v.count(200))
 		assert.LessOrEqual(t, v.longest(), 2*52*time.Millisecond)
-		assert.Greater(t, tokens.Stats().InLine, 4700, "the accounts have their turns, too, and most still wait")
+		assert.Greater(t, tokens.Stats().InLine, 4700, "the accounts get turns too, and most of them still wait")
 		cancel()
 		callers.Wait()
-		time.Sleep(5 * time.Minute) // their grants go on without them
+		time.Sleep(5 * time.Minute) // their token requests continue without them
 	})
 }
 
@@ -174,8 +174,8 @@ func TestPagesWorkAsSoonAsMoovDoes(t *testing.T) {
 	})
 }
 
-// A new account waits for its first token; what others refresh nobody waits for.
-func TestANewAccountDoesNotStandBehindRefreshes(t *testing.T) {
+// A caller waits for the first token of a new account. No one waits for refreshes.
+func TestANewAccountDoesNotWaitBehindRefreshes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
@@ -205,7 +205,7 @@ func TestANewAccountDoesNotStandBehindRefreshes(t *testing.T) {
 	})
 }
 
-// More accounts than the rate suffices for.
+// The rate is too low for the accounts in use.
 func TestPagesOfAnOverloadedPlatform(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
@@ -227,7 +227,7 @@ func TestPagesOfAnOverloadedPlatform(t *testing.T) {
 	})
 }
 
-func TestSignOutDoesNotStandInLine(t *testing.T) {
+func TestSignOutDoesNotWaitBehindAccounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -255,8 +255,8 @@ func TestSignOutDoesNotStandInLine(t *testing.T) {
 	})
 }
 
-// A source that is revoked goes before refreshes.
-func TestAnAccountThatIsClosedDoesNotStandBehindRefreshes(t *testing.T) {
+// The revocation of a source goes before refreshes.
+func TestRevokeOfASourceDoesNotWaitBehindRefreshes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -280,7 +280,7 @@ func TestAnAccountThatIsClosedDoesNotStandBehindRefreshes(t *testing.T) {
 	})
 }
 
-// apiOf is a server whose accounts have cards. allow decides which calls get a 429.
+// apiOf returns a server whose accounts have cards. Calls that allow refuses get a 429.
 func apiOf(allow func(account string) (retryAfter string, ok bool), opts ...moovtest.Option) *moovtest.Server {
 	server := moovtest.NewInMemory(opts...)
 	server.Handle("GET /accounts/{id}/cards", "/accounts/{id}/cards.read", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -292,7 +292,7 @@ func apiOf(allow func(account string) (retryAfter string, ok bool), opts ...moov
 	return server
 }
 
-// call calls the API for an account, and returns the status.
+// call calls the API for an account, and returns the status of the reply.
 func call(t *testing.T, server *moovtest.Server, tokens *Tokens, account string) int {
 	client, err := tokens.Client("/accounts/" + account + "/cards.read")
 	require.NoError(t, err)
@@ -303,7 +303,7 @@ func call(t *testing.T, server *moovtest.Server, tokens *Tokens, account string)
 	return resp.StatusCode
 }
 
-func TestPagesDoNotNoticeAPICallsThatAreRefused(t *testing.T) {
+func TestRefusedAPICallsDoNotDelayPages(t *testing.T) {
 	for _, shared := range []bool{false, true} {
 		t.Run(fmt.Sprintf("token requests count for the same limit: %v", shared), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -349,8 +349,8 @@ func TestPagesDoNotNoticeAPICallsThatAreRefused(t *testing.T) {
 	}
 }
 
-// One account's API call is told to stay away for an hour.
-func TestOneAccountsRetryAfterStopsNobodyElse(t *testing.T) {
+// The API asks one account to wait for an hour.
+func TestOneAccountsRetryAfterStopsNoOtherAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := apiOf(func(account string) (string, bool) { return "3600", account != "a1" })
 		defer server.Close()
@@ -367,8 +367,8 @@ func TestOneAccountsRetryAfterStopsNobodyElse(t *testing.T) {
 	})
 }
 
-// Whoever is refused keeps its place.
-func TestA429KeepsItsPlace(t *testing.T) {
+// A request that is refused keeps its place in the queue.
+func TestARefusedRequestKeepsItsPlace(t *testing.T) {
 	for name, want := range map[string]func(*Tokens, context.Context, int) error{
 		"sources": func(tokens *Tokens, ctx context.Context, i int) error {
 			source, err := tokens.Source(account(i)...)
@@ -406,8 +406,8 @@ func TestA429KeepsItsPlace(t *testing.T) {
 	}
 }
 
-// With people always in line, the other classes each get one turn in ten.
-func TestNobodyStarves(t *testing.T) {
+// If interactive requests always wait, each other class still gets one turn in ten.
+func TestNoClassStarves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -416,7 +416,7 @@ func TestNobodyStarves(t *testing.T) {
 		time.Sleep(13 * time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
 		var callers sync.WaitGroup
-		for range 20 { // people
+		for range 20 { // interactive requests
 			callers.Go(func() {
 				for ctx.Err() == nil {
 					_, _ = tokens.Mint(ctx, "/ping.read")
@@ -444,7 +444,7 @@ func TestNobodyStarves(t *testing.T) {
 			case r.GrantType == "refresh_token":
 				kinds[i] = "refresh"
 			case scope == "/ping.read":
-				kinds[i] = "person"
+				kinds[i] = "interactive"
 			default:
 				kinds[i] = "account"
 			}
@@ -452,19 +452,20 @@ func TestNobodyStarves(t *testing.T) {
 		}
 		t.Logf("of %d turns: %v", len(seen), total)
 		for i := range len(kinds) - 9 {
-			for _, kind := range []string{"person", "account", "refresh"} {
+			for _, kind := range []string{"interactive", "account", "refresh"} {
 				require.Contains(t, kinds[i:i+10], kind, "turns %d to %d", i, i+9)
 			}
 		}
-		assert.Greater(t, total["person"], 7*len(seen)/10)
+		assert.Greater(t, total["interactive"], 7*len(seen)/10)
 		cancel()
 		callers.Wait()
 		time.Sleep(5 * time.Minute)
 	})
 }
 
-// What a background refresh waited for in vain is waited for by its callers.
-func TestARefreshThatComesTooLate(t *testing.T) {
+// If a token expires while its refresh waits in the queue, callers wait for a new
+// request in a higher class.
+func TestATokenExpiresBeforeItsRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
 		defer server.Close()
@@ -482,7 +483,7 @@ func TestARefreshThatComesTooLate(t *testing.T) {
 		assert.Equal(t, 10, tokens.queue.waiting[refreshes].Len())
 		time.Sleep(3 * time.Minute)
 		var callers sync.WaitGroup
-		for i := range 5 { // the other accounts are not used any more
+		for i := range 5 { // the other accounts are not in use
 			source, err := tokens.Source(account(i)...)
 			require.NoError(t, err)
 			callers.Go(func() {
@@ -495,6 +496,6 @@ func TestARefreshThatComesTooLate(t *testing.T) {
 		callers.Wait()
 		time.Sleep(time.Minute)
 		assert.Zero(t, tokens.Stats().InLine)
-		assert.Len(t, server.TokenRequests(), 10+5, "what nobody waits for any more is not asked for")
+		assert.Len(t, server.TokenRequests(), 10+5, "a token that no one waits for is not requested")
 	})
 }
