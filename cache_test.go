@@ -30,7 +30,7 @@ func fleetOf(t testing.TB, server *moovtest.Server, n int, opts ...Option) []*To
 	return sources
 }
 
-// bothCaches are a cache with a lock and one without.
+// bothCaches returns a cache with a lock and one without.
 func bothCaches() map[string]Cache {
 	return map[string]Cache{"with a lock": newLockingCache(), "without a lock": new(memoryCache)}
 }
@@ -57,7 +57,7 @@ func TestCachedTokenIsRefreshedWhenItsSourceWouldHave(t *testing.T) {
 		server := inMemory(t)
 		cache := newLockingCache()
 		first := token(t, sourceOf(t, server, WithCache(cache)))
-		time.Sleep(11 * time.Minute) // of 15: the refresh point is after 11.9 to 12.2 of them
+		time.Sleep(11 * time.Minute) // before the refresh point, which is 11.9 to 12.2 minutes after the grant
 		s := sourceOf(t, server, WithCache(cache))
 		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
 		time.Sleep(90 * time.Second)
@@ -104,12 +104,12 @@ func TestRefreshTokenInTheCacheIsSentAfterTheAccessTokenHasExpired(t *testing.T)
 		time.Sleep(time.Hour)
 		second := token(t, awake)
 		time.Sleep(time.Hour)
-		token(t, asleep) // it has an older refresh token
+		token(t, asleep) // asleep knows only an older refresh token
 		time.Sleep(time.Hour)
 		token(t, sourceOf(t, server, WithCache(cache)))
 		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantRefreshToken, grantRefreshToken}, grantTypes(server))
 		assert.Equal(t, first.RefreshToken, server.TokenRequests()[1].Form.Get("refresh_token"))
-		assert.Equal(t, second.RefreshToken, server.TokenRequests()[2].Form.Get("refresh_token"), "the one in the cache")
+		assert.Equal(t, second.RefreshToken, server.TokenRequests()[2].Form.Get("refresh_token"), "the refresh token in the cache")
 		assert.Len(t, server.RefreshTokens(), 1, "a fleet keeps one refresh token alive")
 	})
 }
@@ -122,7 +122,7 @@ func TestRefreshTokenIsMarkedInTheCacheBeforeItIsSent(t *testing.T) {
 		first := token(t, sourceOf(t, server, WithCache(cache)))
 		time.Sleep(time.Hour)
 
-		// This process dies before it has an answer.
+		// This process dies before it receives a reply.
 		var dying *TokenSource
 		dying = sourceOf(t, server, WithCache(cache), WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 			_, data := cache.only(t)
@@ -139,7 +139,7 @@ func TestRefreshTokenIsMarkedInTheCacheBeforeItIsSent(t *testing.T) {
 		token(t, s)
 		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server), "a marked refresh token is not sent")
 		require.NoError(t, s.Revoke(t.Context()))
-		assert.False(t, server.Alive(first.RefreshToken), "but revoked")
+		assert.False(t, server.Alive(first.RefreshToken), "but it is revoked")
 	})
 }
 
@@ -160,8 +160,9 @@ func TestRefreshTokenThatCannotBeMarkedIsOnlyRevoked(t *testing.T) {
 	})
 }
 
-// After a 429 the refresh token is not used up, also for another process.
-func TestMarkIsTakenBackIfTheRefreshTokenIsNotUsedUp(t *testing.T) {
+// A 429 means that the server has not used up the refresh token. Another
+// process may send it, too.
+func TestMarkIsRemovedIfTheRefreshTokenIsNotUsedUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithReuseDetection())
@@ -180,15 +181,16 @@ func TestMarkIsTakenBackIfTheRefreshTokenIsNotUsedUp(t *testing.T) {
 	})
 }
 
-// Without a lock there is no mark, and the entry may be another process's by then.
-func TestRefusedRefreshWithoutALockLeavesTheEntryAlone(t *testing.T) {
+// Without a lock the entry is not marked as sent. When the refusal arrives,
+// another process may have replaced the entry.
+func TestRefusedRefreshWithoutALockDoesNotChangeTheEntry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
 		cache := new(memoryCache)
 		fleet := fleetOf(t, server, 2, WithCache(cache))
 		together(t, fleet[:1])
-		together(t, fleet[1:]) // adopts it
+		together(t, fleet[1:]) // adopts the token
 		time.Sleep(time.Hour)
 		server.Enqueue(moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"60"}}, Latency: time.Second})
 		var refused sync.WaitGroup
@@ -228,7 +230,7 @@ func TestFleetWithALockMakesOneRequestForEachToken(t *testing.T) {
 		cache := newLockingCache()
 		cache.latency = time.Millisecond
 		fleet := fleetOf(t, server, 50, WithCache(cache))
-		for began := time.Now(); time.Since(began) < 40*time.Minute; time.Sleep(20 * time.Second) { // a refresh point every 11.9 to 12.2 minutes
+		for began := time.Now(); time.Since(began) < 40*time.Minute; time.Sleep(20 * time.Second) { // with a refresh point every 11.9 to 12.2 minutes
 			for _, tok := range together(t, fleet) {
 				assert.True(t, server.Alive(tok.AccessToken))
 			}
@@ -238,8 +240,9 @@ func TestFleetWithALockMakesOneRequestForEachToken(t *testing.T) {
 	})
 }
 
-// Two processes have the same refresh token, which a server with reuse detection
-// accepts once: a second use would revoke the first one's tokens.
+// Two processes have the same refresh token. A server with reuse detection
+// accepts it once. If it received the refresh token again, it would revoke the
+// tokens of the first process.
 func TestWithoutALockOnlyTheSourceThatObtainedARefreshTokenSendsIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -249,7 +252,7 @@ func TestWithoutALockOnlyTheSourceThatObtainedARefreshTokenSendsIt(t *testing.T)
 		require.Equal(t, token(t, fleet[0]).RefreshToken, token(t, fleet[1]).RefreshToken)
 		time.Sleep(time.Hour)
 		server.SetLatency(100 * time.Millisecond)
-		for _, tok := range together(t, fleet) { // both look into the cache before either has stored what it got
+		for _, tok := range together(t, fleet) { // both read the cache before either has stored its token
 			assert.True(t, server.Alive(tok.AccessToken))
 		}
 		assert.ElementsMatch(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials}, grantTypes(server))
@@ -266,10 +269,11 @@ func TestInvalidatedTokenIsNotAdoptedAgain(t *testing.T) {
 		server.Revoke(first.AccessToken)
 		s.Invalidate(first.AccessToken)
 		second := token(t, s)
-		assert.True(t, server.Alive(second.AccessToken), "the cache had the invalidated token")
+		assert.True(t, server.Alive(second.AccessToken), "the invalidated token in the cache is not adopted")
 		_, entry := cache.only(t)
 
-		// The API refused the first token to another process, too.
+		// Another process has the first token, and the API refused it there,
+		// too.
 		other := sourceOf(t, server, WithCache(cache), WithToken(first))
 		other.Invalidate(first.AccessToken)
 		assert.Equal(t, second.AccessToken, token(t, other).AccessToken, "the token of another process is adopted without a request")
@@ -290,16 +294,16 @@ func TestCachedTokenThatExpiresSoonerIsNotAdopted(t *testing.T) {
 		require.NoError(t, cache.Delete(t.Context(), key))
 		s := sourceOf(t, server, WithCache(cache), WithEarlyRefresh(12*time.Minute))
 		second := token(t, s)
-		require.NoError(t, cache.Put(t.Context(), key, entry)) // by someone who can write to the cache
+		require.NoError(t, cache.Put(t.Context(), key, entry)) // as anyone who can write to the cache could do
 		time.Sleep(5 * time.Minute)
-		assert.Equal(t, second.AccessToken, token(t, s).AccessToken) // and begins a refresh
+		assert.Equal(t, second.AccessToken, token(t, s).AccessToken) // this call starts a refresh
 		synctest.Wait()
 		assert.NotContains(t, []string{old.AccessToken, second.AccessToken}, token(t, s).AccessToken)
 		assert.Len(t, server.TokenRequests(), 3)
 	})
 }
 
-// Whatever a cache does, there is a token, soon.
+// Whatever the cache does, the source returns a token within a few seconds.
 func TestCacheThatFails(t *testing.T) {
 	t.Parallel()
 	const seconds = time.Second
@@ -335,12 +339,12 @@ func TestCacheThatFails(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name     string
-		change   func(c *fakeCache) // of a cache that works
-		calls    string             // that are made for the first token
-		failures uint64             // of them
-		want     string             // in LastCacheError and the log
+		change   func(c *fakeCache) // changes a cache that works
+		calls    string             // the calls that are made for the first token
+		failures uint64             // how many of the calls fail
+		want     string             // a part of LastCacheError and of the log; "": no call fails
 		took     time.Duration
-		unknown  bool // Revoke cannot tell what the cache has
+		unknown  bool // Revoke cannot know what the cache holds
 	}{
 		{"works", func(*fakeCache) {}, "Get Lock Get Put", 0, "", 0, false},
 		{"fails", fails, "Get Lock Get Put", 4, "Put: no route to cache", 0, true},
@@ -392,14 +396,15 @@ func TestCacheThatFails(t *testing.T) {
 				assert.NotContains(t, log.String(), "garbage")
 
 				err := s.Revoke(t.Context())
-				assert.Equal(t, c.unknown, err != nil, "Revoke says whether it knows what the cache had: %v", err)
+				assert.Equal(t, c.unknown, err != nil, "Revoke says whether it knows what the cache holds: %v", err)
 				assertAllDead(t, server)
 			})
 		})
 	}
 }
 
-// A refresh token that is sent without its mark could be sent by another process.
+// If a refresh token were sent without the mark, another process could send it,
+// too.
 func TestNoRefreshTokenIsSentIfTheTimeForTheCacheIsUsedUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -411,7 +416,7 @@ func TestNoRefreshTokenIsSentIfTheTimeForTheCacheIsUsedUp(t *testing.T) {
 		slow.put = func(ctx context.Context, _ []byte) error { <-ctx.Done(); return ctx.Err() }
 		var calls []string
 		token(t, sourceOf(t, server, WithCache(slow.counted(&calls))))
-		assert.Equal(t, []string{"Get", "Lock", "Get", "Put"}, calls, "the new token is not put")
+		assert.Equal(t, []string{"Get", "Lock", "Get", "Put"}, calls, "the new token is not stored")
 		assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
 		assert.Empty(t, kept.held, "the lock is free")
 	})
@@ -429,7 +434,7 @@ func TestSlowCacheLeavesTimeForTheGrant(t *testing.T) {
 	})
 }
 
-func TestLockIsGivenBackAfterAFailedGrant(t *testing.T) {
+func TestLockIsReleasedAfterAFailedGrant(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -441,7 +446,7 @@ func TestLockIsGivenBackAfterAFailedGrant(t *testing.T) {
 	})
 }
 
-func TestTwoClientSecretsShareACacheSideBySide(t *testing.T) {
+func TestTwoClientSecretsCanShareACache(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cache := new(memoryCache)
@@ -482,7 +487,7 @@ func TestCachedTokenLivesNoLongerThanItsLifetime(t *testing.T) {
 		cache := new(memoryCache)
 		first := sourceOf(t, server, WithCache(cache))
 		real := first.core.config.clock
-		first.core.config.clock = func() instant { return real().add(time.Hour) } // an hour fast
+		first.core.config.clock = func() instant { return real().add(time.Hour) } // an hour ahead
 		token(t, first)
 		s := sourceOf(t, server, WithCache(cache))
 		assert.WithinDuration(t, time.Now().Add(15*time.Minute), token(t, s).Expiry, time.Second)
@@ -542,7 +547,7 @@ func TestWhatIsCachedIsSealed(t *testing.T) {
 	assert.NotEqual(t, data, again, "no nonce is used twice")
 }
 
-func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
+func TestCacheKeyDependsOnTheClientAndItsScopes(t *testing.T) {
 	t.Parallel()
 	keyOf := func(creds Credentials, opts ...Option) string {
 		s, err := NewTokenSource(creds, append([]Option{WithCache(new(memoryCache))}, opts...)...)
@@ -559,10 +564,10 @@ func TestCacheKeyIsOfOneClientAndItsScopes(t *testing.T) {
 	} {
 		assert.NotEqual(t, a, other)
 	}
-	assert.Regexp(t, `^moovauth-[0-9a-f]{64}$`, a, "it can be a file's name")
+	assert.Regexp(t, `^moovauth-[0-9a-f]{64}$`, a, "it can be used as a file name")
 }
 
-func TestCacheOptionsThatCannotWork(t *testing.T) {
+func TestInvalidCacheOptions(t *testing.T) {
 	t.Parallel()
 	_, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithCache(nil))
 	assert.ErrorContains(t, err, "WithCache")
@@ -586,7 +591,7 @@ func FuzzOpenCached(f *testing.F) {
 		if e, err := store.open(data); err == nil {
 			require.True(t, headerSafe(e.AccessToken))
 		}
-		if e, err := store.open(sealed(string(data))); err == nil { // such as one of a later version
+		if e, err := store.open(sealed(string(data))); err == nil { // such as an entry of a later version
 			require.True(t, headerSafe(e.AccessToken))
 			text, err := json.Marshal(e)
 			require.NoError(t, err)

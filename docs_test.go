@@ -1,7 +1,7 @@
 package moovauth
 
-// This file holds the documents to the code: their blocks compile, their limits
-// and tables are those of the code, and their links lead somewhere.
+// This file checks the documents against the code: their code blocks compile,
+// their limits and tables agree with the code, and their links are valid.
 
 import (
 	"fmt"
@@ -24,7 +24,8 @@ func document(t testing.TB, file string) string {
 	return string(text)
 }
 
-// rows are the cells of the tables in a section of a document, without headings.
+// rows returns the cells of the tables in a section of a document, without the
+// tables' headings.
 func rows(t testing.TB, file, section string) (table [][]string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -53,7 +54,7 @@ func rows(t testing.TB, file, section string) (table [][]string) {
 	return table
 }
 
-// quotedIn are the texts between backticks.
+// quotedIn returns the texts between backticks.
 func quotedIn(cell string) (quoted []string) {
 	parts := strings.Split(cell, "`")
 	for i := 1; i < len(parts); i += 2 {
@@ -62,7 +63,7 @@ func quotedIn(cell string) (quoted []string) {
 	return quoted
 }
 
-// The tests of the other modules check the blocks that need those.
+// Each nested module has a test for the blocks that import it.
 func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	t.Parallel()
 	n, err := snippet.Check(".", "")
@@ -70,10 +71,10 @@ func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	assert.GreaterOrEqual(t, n, 10)
 }
 
-func TestCodeInTheDocumentsIsThatOfTheExamples(t *testing.T) {
+func TestCodeInTheDocumentsEqualsTheExamples(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("examples/service"); err != nil {
-		t.Skip("the nested modules are not here: this is no clone")
+		t.Skip("the nested modules are missing: this is not a clone of the repository")
 	}
 	blocks, err := snippet.Blocks(".")
 	require.NoError(t, err)
@@ -87,7 +88,8 @@ func TestCodeInTheDocumentsIsThatOfTheExamples(t *testing.T) {
 	assert.Equal(t, 5, found)
 }
 
-// testsOf names tests that fail if a row of docs/behaviour.md is not true.
+// testsOf maps each row of docs/behaviour.md to tests that fail if the row is
+// not true.
 var testsOf = map[string][]string{
 	"first token":          {"TestFirstTokenIsAClientCredentialsGrant", "TestThousandCallersOfAnExpiredTokenShareOneGrant"},
 	"fresh token":          {"TestFreshTokenIsReturnedWithoutARequest", "TestFreshTokenIsReturnedWithoutALock", "TestCallersMayChangeTheirToken"},
@@ -96,21 +98,21 @@ var testsOf = map[string][]string{
 	"refresh token":        {"TestFailedRefreshIsFollowedByClientCredentialsInTheSameFlight", "TestRefreshTokenThatTheServerHasNotUsedUpIsSentAgain"},
 	"waiting":              {"TestCancelledCallerLeavesOthersWaiting", "TestGrantEndsWithinTheTimeout", "TestLimitsThatAreDocumented"},
 	"retries":              {"TestTemporaryFailureIsTriedThreeTimes", "TestPermanentFailureIsTriedOnce", "TestBackOffHasFullJitter"},
-	"dead connection":      {"TestAttemptOnAReusedConnectionIsGivenUpOnceInAGrant", "TestDeadConnectionsCostOneAttempt"},
-	"`Retry-After`":        {"TestRetryAfter", "TestServersWaitReplacesTheBackOff", "TestWaitThatTheServerAsksForIsSpread"},
-	"cool-down":            {"TestCoolDownAnswersAtOnceWithTheLastError", "TestCoolDownDoublesUpToTheMost", "TestCoolDownAfterRefusedScopesIsLonger"},
-	"failed early refresh": {"TestFailedRefreshInTheBackgroundIsNotSeen", "TestCoolDownOfTheBackgroundEndsWithTheToken"},
+	"dead connection":      {"TestAttemptOnAReusedConnectionIsAbandonedOnceInAGrant", "TestDeadConnectionsCostOneAttempt"},
+	"`Retry-After`":        {"TestRetryAfter", "TestRetryAfterReplacesTheBackOff", "TestRetryAfterIsSpread"},
+	"cool-down":            {"TestCoolDownAnswersAtOnceWithTheLastError", "TestCoolDownDoublesUpToItsMaximum", "TestCoolDownAfterRefusedScopesIsLonger"},
+	"failed early refresh": {"TestFailedRefreshInTheBackgroundIsNotSeenByCallers", "TestCoolDownOfTheBackgroundEndsWithTheToken"},
 	"`expires_in`":         {"TestExpiresIn", "TestExpiresInThatMakesNoSense"},
 	"clocks":               {"TestEitherClockExpiresAToken"},
 	"missing scope":        {"TestRefreshThatLacksAScopeIsFollowedByClientCredentials", "TestScopeThatIsNeverGrantedIsAskedForOnce", "TestRepeatedWarningIsLoggedOnce"},
-	"`Invalidate`":         {"TestInvalidationsFailNoCall", "TestRefusedTokenIsReturnedUntilTheNextAttempt", "TestPauseBetweenInvalidationsDoublesToThirtySeconds"},
+	"`Invalidate`":         {"TestNoCallFailsAfterInvalidations", "TestRefusedTokenIsReturnedUntilTheNextAttempt", "TestPauseBetweenInvalidationsDoublesToThirtySeconds"},
 	"`WithLimiter`":        {"TestEachTokenAndRevokeRequestWaitsForTheLimiter", "TestTimeInTheQueueDoesNotCountTowardsTheTimeout"},
 	"version":              {"TestTokenRequestOnTheWire", "TestVersionOfARequest"},
 	"redirects":            {"TestRedirectsAreNotFollowed", "TestRedirectElsewhereIsFollowedWithoutTheToken"},
 	"401":                  {"TestReplayAfter401", "TestEndpointThatAnswers401DoesNotDisturbOthers"},
 	"hosts":                {"TestTokenGoesOnlyToTrustedHosts"},
 	"cache":                {"TestRestartTakesTheCachedToken", "TestCacheThatFails", "TestSlowCacheLeavesTimeForTheGrant"},
-	"logs":                 {"TestLogRecordsAreThoseOfTheTable", "TestNothingIsLoggedByDefault", "TestNoErrorOrRecordShowsASecret"},
+	"logs":                 {"TestLogRecordsMatchTheTable", "TestNothingIsLoggedByDefault", "TestNoErrorOrRecordShowsASecret"},
 }
 
 var testFunc = regexp.MustCompile(`(?m)^func (Test\w+)\(t `)
@@ -143,14 +145,14 @@ func TestEachRowOfTheBehaviourTableHasATest(t *testing.T) {
 	assert.Empty(t, missing)
 }
 
-// The README is for someone who has two minutes. Everything between white space
-// counts, also the bars of a table.
+// The README is for a reader who has two minutes. Everything between white
+// space counts as a word, even the bars of a table.
 func TestREADMEHasAtMost900Words(t *testing.T) {
 	t.Parallel()
 	assert.LessOrEqual(t, len(strings.Fields(document(t, "README.md"))), 900)
 }
 
-func TestErrorsInTheTableAreThoseOfTheCode(t *testing.T) {
+func TestErrorsInTheTableAreInTheCode(t *testing.T) {
 	t.Parallel()
 	names, err := filepath.Glob("*.go")
 	require.NoError(t, err)
@@ -171,8 +173,8 @@ func TestErrorsInTheTableAreThoseOfTheCode(t *testing.T) {
 	}
 }
 
-// How many tokens Revoke reaches is said in the same words everywhere.
-func TestLimitOfWhatRevokeReachesIsSaidInTheSameWords(t *testing.T) {
+// Each document states in the same words how many tokens Revoke reaches.
+func TestLimitOfRevokeIsStatedInTheSameWords(t *testing.T) {
 	t.Parallel()
 	words := fmt.Sprintf("remembers the last %d former tokens that may be alive.", maxFormer)
 	for _, file := range []string{"revoke.go", "docs/integrations.md", "SECURITY.md"} {
@@ -183,10 +185,10 @@ func TestLimitOfWhatRevokeReachesIsSaidInTheSameWords(t *testing.T) {
 
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
-func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
+func TestLinksInTheDocumentsAreValid(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("bench"); err != nil {
-		t.Skip("the nested modules are not here: this is no clone")
+		t.Skip("the nested modules are missing: this is not a clone of the repository")
 	}
 	files, err := filepath.Glob("docs/*.md")
 	require.NoError(t, err)
@@ -211,7 +213,7 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 	}
 }
 
-// anchors are those that GitHub makes of headings.
+// anchors returns the anchors that GitHub makes for the headings of text.
 func anchors(text string) (all []string) {
 	for line := range strings.Lines(text) {
 		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && line[0] == '#' {

@@ -97,7 +97,7 @@ func TestErrorOfAProxysPageIsOneShortLine(t *testing.T) {
 func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	s := hurried(sourceOf(t, server))
+	s := noJitter(sourceOf(t, server))
 	server.Close()
 	_, err := s.Token()
 	require.ErrorContains(t, err, "moovauth: token request (client_credentials) to "+server.URL+"/oauth2/token: dial tcp")
@@ -107,7 +107,8 @@ func TestTransportErrorNamesTheURLAndTheGrant(t *testing.T) {
 	assertFlags(t, err, true, false)
 }
 
-// Each refusal says what to change, and names nothing that cannot have caused it.
+// The error of each refusal says what to change. It names nothing that cannot
+// be the cause.
 func TestAdvice(t *testing.T) {
 	t.Parallel()
 	const (
@@ -127,38 +128,38 @@ func TestAdvice(t *testing.T) {
 		origin string
 		want   []string
 	}{
-		"400":                       {token, 400, `{"error":"nope"}`, "", []string{origin}},
-		"400, bare":                 {token, 400, "", "", []string{origin}},
-		"403":                       {token, 403, "", "", []string{origin}},
-		"403 to a refresh":          {refresh, 403, "", "", []string{origin}},
-		"400 to a revocation":       {revoke, 400, "", "", []string{origin}},
-		"403 to a revocation":       {revoke, 403, "", "", []string{origin}},
-		"400, with an Origin":       {token, 400, "", "https://example.com", []string{compare}},
-		"403, with an Origin":       {token, 403, "", "https://example.com", []string{compare}},
-		"400 to a revocation, with": {revoke, 400, "", "https://example.com", []string{compare}},
-		"403 to a revocation, with": {revoke, 403, "", "https://example.com", []string{compare}},
-		"401":                       {token, 401, "", "", []string{creds}},
-		"invalid_client":            {token, 400, `{"error":"invalid_client"}`, "", []string{creds}},
-		"401 to a revocation":       {revoke, 401, "", "", []string{creds}},
-		"404":                       {token, 404, "", "", []string{base, "token endpoint"}},
-		"405":                       {refresh, 405, "", "https://example.com", []string{base, "token endpoint"}},
-		"404 to a revocation":       {revoke, 404, "", "", []string{base, "revoke endpoint"}},
-		"302":                       {token, 302, "", "", []string{base}},
-		"422, scope":                {token, 422, `{"scope":"unknown"}`, "", []string{scopes}},
-		"422, no field":             {token, 422, ``, "https://example.com", []string{scopes}},
-		"422, other field":          {token, 422, `{"audience":"y"}`, "", []string{scopes}},
-		"invalid_scope":             {token, 400, `{"error":"invalid_scope"}`, "", []string{scopes}},
-		"200 with an error":         {token, 200, `{"error":"invalid_scope"}`, "", []string{scopes}},
-		"422 to a refresh, token":   {refresh, 422, `{"refresh_token":"is unknown"}`, "", []string{given}},
-		"invalid_grant":             {refresh, 400, `{"error":"invalid_grant"}`, "", []string{given}},
-		"invalid_grant, 401":        {refresh, 401, `{"error":"invalid_grant"}`, "", []string{given}},
-		"invalid_grant, no refresh": {token, 400, `{"error":"invalid_grant"}`, "", nil},
-		"422 to a revocation":       {revoke, 422, `{"token_type_hint":"unknown"}`, "", nil},
-		"410":                       {token, 410, "", "", nil},
-		"429":                       {token, 429, "", "", nil},
-		"408":                       {token, 408, "", "", nil},
-		"421":                       {token, 421, "", "", nil},
-		"503":                       {token, 503, `{"error":"invalid_client"}`, "", nil},
+		"400":                                 {token, 400, `{"error":"nope"}`, "", []string{origin}},
+		"400, bare":                           {token, 400, "", "", []string{origin}},
+		"403":                                 {token, 403, "", "", []string{origin}},
+		"403 to a refresh":                    {refresh, 403, "", "", []string{origin}},
+		"400 to a revocation":                 {revoke, 400, "", "", []string{origin}},
+		"403 to a revocation":                 {revoke, 403, "", "", []string{origin}},
+		"400, with an Origin":                 {token, 400, "", "https://example.com", []string{compare}},
+		"403, with an Origin":                 {token, 403, "", "https://example.com", []string{compare}},
+		"400 to a revocation, with an Origin": {revoke, 400, "", "https://example.com", []string{compare}},
+		"403 to a revocation, with an Origin": {revoke, 403, "", "https://example.com", []string{compare}},
+		"401":                                 {token, 401, "", "", []string{creds}},
+		"invalid_client":                      {token, 400, `{"error":"invalid_client"}`, "", []string{creds}},
+		"401 to a revocation":                 {revoke, 401, "", "", []string{creds}},
+		"404":                                 {token, 404, "", "", []string{base, "token endpoint"}},
+		"405":                                 {refresh, 405, "", "https://example.com", []string{base, "token endpoint"}},
+		"404 to a revocation":                 {revoke, 404, "", "", []string{base, "revoke endpoint"}},
+		"302":                                 {token, 302, "", "", []string{base}},
+		"422, scope":                          {token, 422, `{"scope":"unknown"}`, "", []string{scopes}},
+		"422, no field":                       {token, 422, ``, "https://example.com", []string{scopes}},
+		"422, other field":                    {token, 422, `{"audience":"y"}`, "", []string{scopes}},
+		"invalid_scope":                       {token, 400, `{"error":"invalid_scope"}`, "", []string{scopes}},
+		"200 with an error":                   {token, 200, `{"error":"invalid_scope"}`, "", []string{scopes}},
+		"422 to a refresh, token":             {refresh, 422, `{"refresh_token":"is unknown"}`, "", []string{given}},
+		"invalid_grant":                       {refresh, 400, `{"error":"invalid_grant"}`, "", []string{given}},
+		"invalid_grant, 401":                  {refresh, 401, `{"error":"invalid_grant"}`, "", []string{given}},
+		"invalid_grant, no refresh":           {token, 400, `{"error":"invalid_grant"}`, "", nil},
+		"422 to a revocation":                 {revoke, 422, `{"token_type_hint":"unknown"}`, "", nil},
+		"410":                                 {token, 410, "", "", nil},
+		"429":                                 {token, 429, "", "", nil},
+		"408":                                 {token, 408, "", "", nil},
+		"421":                                 {token, 421, "", "", nil},
+		"503":                                 {token, 503, `{"error":"invalid_client"}`, "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			opts := []Option{WithScopes("/ping.read", "/accounts/6f9c/transfers.write")}
@@ -221,7 +222,8 @@ func TestErrorMadeByHandPrints(t *testing.T) {
 	assert.LessOrEqual(t, len(e.Error()), 2<<10)
 }
 
-// What a hostile server sends costs little, and little of it is kept.
+// A hostile server cannot make an error large, and little of what it sends is
+// kept.
 func TestErrorIsBounded(t *testing.T) {
 	t.Parallel()
 	fields := make(map[string]string)
@@ -262,8 +264,9 @@ func TestErrorIsBounded(t *testing.T) {
 	}
 }
 
-func TestReadingARefusalWithManyMembersTakesLittle(t *testing.T) {
-	// Not parallel: it counts what the program allocates.
+func TestReadingARefusalWithManyMembersTakesLittleMemory(t *testing.T) {
+	// This test is not parallel, since it counts the allocations of the whole
+	// program.
 	var body strings.Builder
 	for i := range 50_000 {
 		fmt.Fprintf(&body, `"%x":0,`, i)
@@ -321,7 +324,7 @@ func TestEveryFailureSaysWhetherItIsTemporaryOrATimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "cool-down made by hand" {
-				assertFlags(t, c.err, c.temporary, c.timeout) // it has no text
+				assertFlags(t, c.err, c.temporary, c.timeout) // failure cannot wrap it, since its Err is nil
 				return
 			}
 			assertFlags(t, failure(c.err), c.temporary, c.timeout)
@@ -338,7 +341,8 @@ func TestEveryFailureSaysWhetherItIsTemporaryOrATimeout(t *testing.T) {
 	assert.LessOrEqual(t, len(failure(errors.New(strings.Repeat("x", 1<<20))).Error()), 2<<10)
 }
 
-// assertFlags checks what errors.As finds, and what url.Error looks for.
+// assertFlags checks the methods Temporary and Timeout, as errors.As and
+// url.Error find them.
 func assertFlags(t *testing.T, err error, temporary, timeout bool) {
 	t.Helper()
 	var flags interface {
@@ -365,7 +369,7 @@ func TestCoolDownErrorSaysWhenTheNextAttemptIsDue(t *testing.T) {
 	})
 }
 
-// page collects all that was printed.
+// page collects everything that a test prints.
 type page struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -377,7 +381,7 @@ func (p *page) Write(b []byte) (int, error) {
 	return p.text.Write(b)
 }
 
-// print prints v in every way there is, and an error with all that it wraps.
+// print prints v in every way there is, and the errors that v wraps, too.
 func (p *page) print(v any) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d"} {
 		fmt.Fprintf(p, verb+"\n", v)
@@ -408,18 +412,18 @@ func (p *page) String() string {
 	return p.text.String()
 }
 
-// answerWith is a response to r.
+// answerWith returns a response to r.
 func answerWith(r *http.Request, status int, body io.Reader) *http.Response {
 	return &http.Response{Status: fmt.Sprint(status, " ", http.StatusText(status)), StatusCode: status, Header: make(http.Header), Body: io.NopCloser(body), Request: r}
 }
 
-// brokenReader fails with its own text.
+// brokenReader fails with an error of this text.
 type brokenReader string
 
 func (f brokenReader) Read([]byte) (int, error) { return 0, errors.New(string(f)) }
 
-// Each failure has all secrets in all that the other side says, and is printed in
-// every way there is.
+// In each case, everything that the other side sends contains all secrets. The
+// errors and records that follow are printed in every way there is.
 func TestNoErrorOrRecordShowsASecret(t *testing.T) {
 	t.Parallel()
 	marshal := func(v any) io.Reader {
@@ -488,7 +492,7 @@ func TestNoErrorOrRecordShowsASecret(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := inMemory(t, moovtest.WithCredentials("public-key", `s3cr3t+/="<&>ü`))
 				basic := base64.StdEncoding.EncodeToString([]byte("public-key:" + server.ClientSecret))
-				var known []string // secrets, as they were obtained
+				var known []string // the secrets so far
 				failing := false
 				client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 					if !failing {
@@ -501,7 +505,7 @@ func TestNoErrorOrRecordShowsASecret(t *testing.T) {
 				logger := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
 				s := sourceOf(t, server, WithHTTPClient(client), WithLogger(logger))
 
-				// Two sets of tokens: the one just replaced, and the current one.
+				// There are two sets of tokens, the former and the current one.
 				tok := token(t, s)
 				first := tok.AccessToken
 				known = append(known, first)
@@ -513,7 +517,7 @@ func TestNoErrorOrRecordShowsASecret(t *testing.T) {
 
 				failing = true
 				s.Invalidate(tok.AccessToken)
-				token(t, s) // the refused token, after a grant has failed
+				token(t, s) // returns the refused token, since the grant fails
 				out.print(s.Stats().LastError)
 				out.print(s.Stats())
 				out.print(s.Revoke(t.Context()))
@@ -523,9 +527,9 @@ func TestNoErrorOrRecordShowsASecret(t *testing.T) {
 				_, err = s.Token()
 				require.Error(t, err)
 				out.print(err)
-				_, err = s.Token() // again, while it cools down
+				_, err = s.Token() // during the cool-down
 				out.print(err)
-				known = []string{tok.AccessToken, server.ClientSecret} // all that the next call can know
+				known = []string{tok.AccessToken, server.ClientSecret} // the only secrets that the next call knows
 				out.print(Revoke(t.Context(), credentialsOf(server), tok.AccessToken, WithBaseURL(server.URL), WithHTTPClient(client)))
 				known = []string{tok.RefreshToken, server.ClientSecret}
 				_, err = RequestToken(t.Context(), credentialsOf(server), WithToken(&oauth2.Token{RefreshToken: tok.RefreshToken}), WithBaseURL(server.URL), WithHTTPClient(client))
@@ -569,7 +573,7 @@ func TestFormerTokenThatMayBeAliveIsMasked(t *testing.T) {
 		for i, tok := range former {
 			server.SetAnswer(&moovtest.Answer{Status: 400, Body: `{"error":"` + tok + `"}`})
 			before := len(server.TokenRequests())
-			_, _ = s.Token() // the last token again, which is refused
+			_, _ = s.Token() // cannot replace the last token, which was refused
 			require.Greater(t, len(server.TokenRequests()), before)
 			require.ErrorContains(t, s.Stats().LastError, redact.Mask)
 			assert.NotContains(t, s.Stats().LastError.Error(), tok, i)
@@ -578,7 +582,7 @@ func TestFormerTokenThatMayBeAliveIsMasked(t *testing.T) {
 	})
 }
 
-// A reply may hold a token that no one knows yet.
+// A reply may hold a token that the source does not know.
 func TestUnknownTokenOfAReplyIsNotShown(t *testing.T) {
 	t.Parallel()
 	for name, a := range map[string]moovtest.Answer{
@@ -606,7 +610,7 @@ func TestUnknownTokenOfAReplyIsNotShown(t *testing.T) {
 			server := onLoopback(t)
 			server.SetAnswer(&a)
 			seen := new(page)
-			s := hurried(sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(seen, &slog.HandlerOptions{Level: slog.LevelDebug})))))
+			s := noJitter(sourceOf(t, server, WithLogger(slog.New(slog.NewTextHandler(seen, &slog.HandlerOptions{Level: slog.LevelDebug})))))
 			_, err := s.Token()
 			assert.Equal(t, name == "request ID of a good reply", err == nil)
 			seen.print(err)
@@ -619,7 +623,7 @@ func TestUnknownTokenOfAReplyIsNotShown(t *testing.T) {
 	assert.Contains(t, string(retrieve.Body), "is required", "a message about a field is no token")
 }
 
-// Such a token is in no member that this package knows.
+// The token is in a member that this package does not read.
 func TestTokenDeepInARefusalIsNotShown(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{`{"data":{"access_token":"unknown-t0ken"}}`, `{"accessToken":"unknown-t0ken"}`, `{"error":{"access_token":"unknown-t0ken"}}`} {

@@ -16,8 +16,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// The main use: a client that is always authorised. Leave WithBaseURL out to
-// talk to Moov itself.
+// The client of a TokenSource adds a valid token to each request. Leave
+// WithBaseURL out to talk to Moov itself.
 func Example() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -40,7 +40,7 @@ func Example() {
 	// Output: 200 OK
 }
 
-// newSource is what Example does, for the examples below.
+// newSource returns a source as Example makes it, for the examples below.
 func newSource(server *moovtest.Server, opts ...moovauth.Option) *moovauth.TokenSource {
 	source, err := moovauth.NewTokenSource(
 		moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
@@ -52,7 +52,7 @@ func newSource(server *moovtest.Server, opts ...moovauth.Option) *moovauth.Token
 	return source
 }
 
-// ping calls the API, and prints what it answers.
+// ping calls the API and prints the status of the reply.
 func ping(client *http.Client, server *moovtest.Server) {
 	resp, err := client.Get(server.URL + "/ping")
 	if err != nil {
@@ -62,8 +62,8 @@ func ping(client *http.Client, server *moovtest.Server) {
 	fmt.Println(resp.Status)
 }
 
-// A TokenSource plugs into the transport of golang.org/x/oauth2, here on a
-// Transport without a Source, which adds the version header.
+// A TokenSource works with the transport of golang.org/x/oauth2. In this
+// example, a Transport without a Source adds the version header.
 func ExampleTokenSource_transport() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -80,7 +80,7 @@ func ExampleTokenSource_transport() {
 	// v2026.07.00
 }
 
-// SDKs that take an oauth2.TokenSource mostly wrap it as oauth2.NewClient does.
+// Most SDKs that accept an oauth2.TokenSource wrap it as oauth2.NewClient does.
 func ExampleTokenSource_newClient() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -89,7 +89,7 @@ func ExampleTokenSource_newClient() {
 	// Output: 200 OK
 }
 
-// The zero value only adds the version header.
+// The zero value of Transport only adds the version header.
 func ExampleTransport() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -101,7 +101,7 @@ func ExampleTransport() {
 	// v2024.01.00
 }
 
-// RequestToken is for a caller that keeps the token by itself.
+// RequestToken is for a caller that keeps the token itself.
 func ExampleRequestToken() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -136,7 +136,8 @@ func ExampleRevoke() {
 	// Output: <nil> false
 }
 
-// At the end of a program: all that the source has obtained is revoked.
+// At the end of a program, Revoke revokes the tokens that the source has
+// obtained.
 func ExampleTokenSource_Revoke() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -149,7 +150,8 @@ func ExampleTokenSource_Revoke() {
 	// <nil> [] []
 }
 
-// A token that was saved, with encoding/json for example, spares a request.
+// A token that was saved, for example as JSON, makes a token request
+// unnecessary.
 func ExampleWithToken() {
 	server := moovtest.NewServer()
 	defer server.Close()
@@ -183,17 +185,17 @@ func ExampleError() {
 	// true
 }
 
-// ready reports whether the next call gets a token, as far as is known. It makes
-// no request, so a probe may call it every second. A source that is idle is ready.
+// ready reports whether the next call is expected to return a token. It makes
+// no request, so a probe may call it every second. An idle source is ready.
 func ready(source *moovauth.TokenSource) bool {
 	s := source.Stats()
 	return s.Phase != moovauth.PhaseNone || !time.Now().Before(s.CoolDownUntil)
 }
 
-// A readiness probe. A liveness probe should not look at the token: a restart does
-// not help if the token endpoint is down.
+// This is a readiness probe. A liveness probe should not look at the token: a
+// restart does not help if the token endpoint is down.
 func ExampleTokenSource_Stats_readiness() {
-	server := moovtest.NewServer() // for this example: yours is Moov
+	server := moovtest.NewServer() // stands for Moov in this example
 	defer server.Close()
 	server.Enqueue(moovtest.Answer{Status: http.StatusUnauthorized, Body: `{"error":"invalid_client"}`})
 	source, err := moovauth.NewTokenSource(
@@ -206,7 +208,7 @@ func ExampleTokenSource_Stats_readiness() {
 	}
 	fmt.Println("before the first call:", ready(source))
 
-	_, _ = source.Token() // which Moov refuses
+	_, _ = source.Token() // Moov refuses this request
 	fmt.Println("after a failure:", ready(source))
 
 	time.Sleep(300 * time.Millisecond) // the source backs off
@@ -229,9 +231,9 @@ func (r *rotating) RoundTrip(req *http.Request) (*http.Response, error) {
 	return r.current.Load().Client().Transport.RoundTrip(req)
 }
 
-// Another API key without a restart, for a client that is kept.
+// The API key of a client changes without a restart. The client stays the same.
 func Example_rotation() {
-	server := moovtest.NewServer() // for this example: yours is Moov
+	server := moovtest.NewServer() // stands for Moov in this example
 	defer server.Close()
 	sourceOf := func(creds moovauth.Credentials) *moovauth.TokenSource {
 		source, err := moovauth.NewTokenSource(creds, moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(server.URL))
@@ -254,14 +256,14 @@ func Example_rotation() {
 	}
 	call()
 
-	server.SetCredentials("new-public-key", "new-secret-key") // in Moov's dashboard
+	server.SetCredentials("new-public-key", "new-secret-key") // you do this in Moov's dashboard
 	next := sourceOf(moovauth.Credentials{ClientID: "new-public-key", ClientSecret: "new-secret-key"})
-	if _, err := next.Token(); err != nil { // a wrong key changes nothing
+	if _, err := next.Token(); err != nil { // if the new key is wrong, the former one stays in use
 		log.Fatal(err)
 	}
 	former := transport.current.Swap(next)
 	call()
-	fmt.Println("revoked:", former.Revoke(context.Background())) // after the calls with its token have ended
+	fmt.Println("revoked:", former.Revoke(context.Background())) // call this after the requests with its token have ended
 	server.DropOldCredentials()
 	call()
 	// Output:

@@ -1,8 +1,9 @@
 package moovauth
 
-// What a grant does to a source, and to all processes that share a cache: which
-// refresh token is sent when, and how long no request is made after a failure.
-// The evidence is what the server saw.
+// This file tests how a grant changes a source, and all processes that share a
+// cache. It tests which refresh token is sent and when, and for how long no
+// request is made after a failure. The tests look at the requests that the
+// server received.
 
 import (
 	"bytes"
@@ -36,25 +37,25 @@ const (
 	refresh = grantRefreshToken
 )
 
-// reaction answers a token request, or lets it pass to the server.
+// reaction answers a token request, or passes it to the server.
 type reaction func(r *http.Request, pass roundTripper) (*http.Response, error)
 
-// proxy stands between sources and their server, without sockets. It reacts to
-// token requests, and records them.
+// proxy stands between sources and their server, without sockets. It records
+// token requests and lets its reactions answer them.
 type proxy struct {
 	*moovtest.Server
 
 	mu        sync.Mutex
 	reactions map[string]reaction // by grant type
 	sent      []url.Values
-	times     []time.Time // of what was sent
+	times     []time.Time // when each form was sent
 }
 
 func proxyOf(t testing.TB, opts ...moovtest.Option) *proxy {
 	return &proxy{Server: inMemory(t, opts...), reactions: make(map[string]reaction)}
 }
 
-// source is a source whose requests go through p.
+// source returns a source whose requests go through p.
 func (p *proxy) source(t testing.TB, opts ...Option) *TokenSource {
 	t.Helper()
 	return sourceOf(t, p.Server, append([]Option{p.client()}, opts...)...)
@@ -62,8 +63,8 @@ func (p *proxy) source(t testing.TB, opts ...Option) *TokenSource {
 
 func (p *proxy) client() Option { return WithHTTPClient(&http.Client{Transport: p}) }
 
-// on sets what happens to token requests of these grant types, or of all. If do is
-// nil, they pass.
+// on sets the reaction to token requests of the given grant types, or of all if
+// none is given. If do is nil, the requests go to the server.
 func (p *proxy) on(do reaction, grantTypes ...string) {
 	if len(grantTypes) == 0 {
 		grantTypes = []string{cc, refresh}
@@ -99,7 +100,7 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 	return do(r, pass)
 }
 
-// grants are the grant types of all token requests.
+// grants returns the grant types of all token requests.
 func (p *proxy) grants() (types []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,7 +110,7 @@ func (p *proxy) grants() (types []string) {
 	return types
 }
 
-// refreshTokens are those that were sent, and how often.
+// refreshTokens returns how often each refresh token was sent.
 func (p *proxy) refreshTokens() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,7 +123,8 @@ func (p *proxy) refreshTokens() map[string]int {
 	return times
 }
 
-// assertNoneSentTwice fails if a refresh token was sent twice.
+// assertNoneSentTwice fails the test if a refresh token was sent more than
+// once.
 func (p *proxy) assertNoneSentTwice(t testing.TB) {
 	t.Helper()
 	for _, times := range p.refreshTokens() {
@@ -130,7 +132,7 @@ func (p *proxy) assertNoneSentTwice(t testing.TB) {
 	}
 }
 
-// gaps are the times between the token requests from the nth on.
+// gaps returns the times between token requests, from the nth on.
 func (p *proxy) gaps(n int) (gaps []time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,7 +142,7 @@ func (p *proxy) gaps(n int) (gaps []time.Duration) {
 	return gaps
 }
 
-// serves asks for a token each minute for d, and checks that it is alive.
+// serves calls Token each minute for d, and checks that the token is alive.
 func (p *proxy) serves(t *testing.T, s *TokenSource, d time.Duration) {
 	t.Helper()
 	for range d / time.Minute {
@@ -149,7 +151,8 @@ func (p *proxy) serves(t *testing.T, s *TokenSource, d time.Duration) {
 	}
 }
 
-// replies answers without the server.
+// replies returns a reaction that answers without the server. header holds
+// names and values in turn.
 func replies(status int, body string, header ...string) reaction {
 	return func(r *http.Request, _ roundTripper) (*http.Response, error) {
 		h := make(http.Header)
@@ -160,12 +163,12 @@ func replies(status int, body string, header ...string) reaction {
 	}
 }
 
-// breaks fails after the request may have arrived.
+// breaks fails as a broken connection does. The request may have arrived.
 func breaks(*http.Request, roundTripper) (*http.Response, error) {
 	return nil, errors.New("connection reset by peer")
 }
 
-// refusesToConnect is a port where no one listens.
+// refusesToConnect fails as if no one listened on the server's port.
 func refusesToConnect(r *http.Request, _ roundTripper) (*http.Response, error) {
 	closed := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
@@ -173,13 +176,13 @@ func refusesToConnect(r *http.Request, _ roundTripper) (*http.Response, error) {
 	return closed.RoundTrip(r)
 }
 
-// neverAnswers is a server that is silent.
+// neverAnswers waits until the request's context ends.
 func neverAnswers(r *http.Request, _ roundTripper) (*http.Response, error) {
 	<-r.Context().Done()
 	return nil, r.Context().Err()
 }
 
-// loses lets the server act, and then does something else with its reply.
+// loses passes the request to the server and then replaces the reply.
 func loses(then func(r *http.Request, resp *http.Response) (*http.Response, error)) reaction {
 	return func(r *http.Request, pass roundTripper) (*http.Response, error) {
 		resp, err := pass(r)
@@ -190,7 +193,8 @@ func loses(then func(r *http.Request, resp *http.Response) (*http.Response, erro
 	}
 }
 
-// cutAfter loses what comes after n bytes of the body.
+// cutAfter passes the request to the server and cuts the reply's body after n
+// bytes.
 func cutAfter(n int64) reaction {
 	return loses(func(_ *http.Request, resp *http.Response) (*http.Response, error) {
 		resp.Body = io.NopCloser(io.MultiReader(io.LimitReader(resp.Body, n), iotest.ErrReader(errors.New("connection reset by peer"))))
@@ -198,12 +202,14 @@ func cutAfter(n int64) reaction {
 	})
 }
 
-// rewrites is a proxy that answers for the server.
+// rewrites passes the request to the server and then answers as a proxy that
+// has lost the reply.
 func rewrites(status int, body string) reaction {
 	return loses(func(r *http.Request, _ *http.Response) (*http.Response, error) { return replies(status, body)(r, nil) })
 }
 
-// losses let the server act and then lose its reply, each at another place.
+// losses pass the request to the server and then lose its reply, each at a
+// different point.
 var losses = map[string]reaction{
 	"lost before the status": loses(func(*http.Request, *http.Response) (*http.Response, error) { return nil, io.ErrUnexpectedEOF }),
 	"lost after the header":  cutAfter(0),
@@ -216,7 +222,8 @@ var losses = map[string]reaction{
 	"lost to a 504":          rewrites(504, "<html>"),
 }
 
-// refusals are answers which say that the same request would be refused again.
+// refusals are answers which say that the server would refuse the same request
+// again.
 var refusals = map[string]reaction{
 	"200 with an error": replies(200, `{"error":"invalid_request"}`),
 	"301":               replies(301, "", "Location", "https://moov.test/elsewhere"),
@@ -229,8 +236,9 @@ var refusals = map[string]reaction{
 	"422":               replies(422, `{"refresh_token":"is unknown"}`),
 }
 
-// useless are replies that succeed, and bring no token that can be used.
-var useless = map[string]reaction{
+// unusable are replies that report success but contain no token that can be
+// used.
+var unusable = map[string]reaction{
 	"a page":                  replies(200, "<html>Welcome</html>", "Content-Type", "text/html"),
 	"nothing":                 replies(200, ""),
 	"204":                     replies(204, ""),
@@ -249,7 +257,7 @@ var interrupted = map[string]reaction{
 	"502": replies(502, "<html>"), "503": replies(503, ""), "504": replies(504, ""), "529": replies(529, ""), "a reset": breaks,
 }
 
-// notArrived are failures of requests that the server has not acted on.
+// notArrived are failures of requests on which the server has not acted.
 var notArrived = map[string]reaction{"429": replies(429, ""), "no connection": refusesToConnect}
 
 // all joins maps whose keys differ.
@@ -261,7 +269,7 @@ func all(sets ...map[string]reaction) map[string]reaction {
 	return joined
 }
 
-// bubbles runs f for each case, in a synctest bubble of its own.
+// bubbles runs f for each case, in a subtest and a synctest bubble of its own.
 func bubbles[T any](t *testing.T, cases map[string]T, f func(t *testing.T, c T)) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -271,7 +279,7 @@ func bubbles[T any](t *testing.T, cases map[string]T, f func(t *testing.T, c T))
 	}
 }
 
-// caches are those that sources are run with.
+// caches holds the options for each kind of cache.
 var caches = map[string]func() []Option{
 	"without a cache":         func() []Option { return nil },
 	"with a cache":            func() []Option { return []Option{WithCache(new(memoryCache))} },
@@ -283,7 +291,7 @@ func TestFailedRefreshIsFollowedByClientCredentialsInTheSameFlight(t *testing.T)
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
-			bubbles(t, all(refusals, useless, interrupted, losses), func(t *testing.T, fails reaction) {
+			bubbles(t, all(refusals, unusable, interrupted, losses), func(t *testing.T, fails reaction) {
 				p := proxyOf(t, moovtest.WithReuseDetection())
 				s := p.source(t, opts()...)
 				p.on(fails, refresh)
@@ -299,16 +307,17 @@ func TestFailedRefreshIsFollowedByClientCredentialsInTheSameFlight(t *testing.T)
 				assert.True(t, p.Alive(token(t, s).AccessToken))
 				p.assertNoneSentTwice(t)
 				require.NoError(t, s.Revoke(t.Context()))
-				assert.False(t, p.Alive(first.RefreshToken), "it stays known to Revoke")
+				assert.False(t, p.Alive(first.RefreshToken), "Revoke still knows the first refresh token")
 			})
 		})
 	}
 }
 
-// A source that has a good token does not wait for another refresh either.
+// The current token is still valid, but the source does not wait for a later
+// refresh.
 func TestFailedRefreshInTheBackgroundIsFollowedByClientCredentials(t *testing.T) {
 	t.Parallel()
-	bubbles(t, all(refusals, useless, interrupted, losses), func(t *testing.T, fails reaction) {
+	bubbles(t, all(refusals, unusable, interrupted, losses), func(t *testing.T, fails reaction) {
 		p := proxyOf(t)
 		s := p.source(t)
 		first := token(t, s)
@@ -334,7 +343,7 @@ func TestRefreshTokenThatTheServerHasNotUsedUpIsSentAgain(t *testing.T) {
 				p.on(fails)
 				_, err := s.Token()
 				require.ErrorContains(t, err, "after 3 attempts")
-				assert.Equal(t, []string{cc, refresh, refresh, refresh}, p.grants(), "client credentials would fare no better")
+				assert.Equal(t, []string{cc, refresh, refresh, refresh}, p.grants(), "client credentials would fail in the same way")
 				p.on(nil)
 				time.Sleep(time.Second)
 				assert.True(t, p.Alive(token(t, s).AccessToken))
@@ -345,10 +354,10 @@ func TestRefreshTokenThatTheServerHasNotUsedUpIsSentAgain(t *testing.T) {
 	}
 }
 
-// There is no other way to a token.
+// Without scopes, the source has no other credential.
 func TestRefreshTokenOfASourceWithoutScopesIsSentAgain(t *testing.T) {
 	t.Parallel()
-	bubbles(t, all(interrupted, notArrived, useless), func(t *testing.T, fails reaction) {
+	bubbles(t, all(interrupted, notArrived, unusable), func(t *testing.T, fails reaction) {
 		p := proxyOf(t)
 		saved := token(t, p.source(t))
 		s, err := NewTokenSource(credentialsOf(p.Server), WithBaseURL(p.URL), p.client(), WithToken(&oauth2.Token{RefreshToken: saved.RefreshToken}))
@@ -370,14 +379,14 @@ func TestRefreshThatFailsForEverDoesNotBlockASource(t *testing.T) {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
 			bubbles(t, map[string]reaction{
-				"500": interrupted["500"], "503": interrupted["503"], "a reset": breaks, "silence": neverAnswers, "a page": useless["a page"], "404": refusals["404"],
+				"500": interrupted["500"], "503": interrupted["503"], "a reset": breaks, "silence": neverAnswers, "a page": unusable["a page"], "404": refusals["404"],
 			}, func(t *testing.T, fails reaction) {
 				p := proxyOf(t, moovtest.WithReuseDetection())
 				s := p.source(t, opts()...)
 				p.on(fails, refresh)
 				p.serves(t, s, 3*time.Hour)
 				synctest.Wait()
-				assert.LessOrEqual(t, len(p.grants()), 1+15*2, "two for each token")
+				assert.LessOrEqual(t, len(p.grants()), 1+15*2, "two requests for each token")
 			})
 		})
 	}
@@ -385,7 +394,7 @@ func TestRefreshThatFailsForEverDoesNotBlockASource(t *testing.T) {
 
 func TestFailedRefreshDoesNotBlockARestartedProcess(t *testing.T) {
 	t.Parallel()
-	bubbles(t, all(refusals, useless, losses), func(t *testing.T, fails reaction) {
+	bubbles(t, all(refusals, unusable, losses), func(t *testing.T, fails reaction) {
 		p := proxyOf(t, moovtest.WithReuseDetection())
 		cache := WithCache(newLockingCache())
 		token(t, p.source(t, cache))
@@ -403,17 +412,17 @@ func TestFailedRefreshDoesNotBlockARestartedProcess(t *testing.T) {
 	})
 }
 
-func TestServerThatAsksForTimeAfterARefreshGetsNoRequest(t *testing.T) {
+func TestRetryAfterOfARefreshDelaysTheNextRequest(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]struct {
 		fails reaction
-		next  string // the grant type afterwards
+		next  string // the grant type of the next request
 	}{
 		"503, an hour":   {replies(503, "", "Retry-After", "3600"), cc},
 		"503, a minute":  {replies(503, "", "Retry-After", "60"), cc},
 		"408":            {replies(408, "", "Retry-After", "45"), cc},
 		"X-Retry-In":     {replies(503, "", "X-Retry-In", "45s"), cc},
-		"a date far off": {replies(502, "", "Retry-After", "Sat, 01 Jan 2028 00:00:00 GMT", "Date", "Fri, 31 Dec 2027 00:00:00 GMT"), cc},
+		"a distant date": {replies(502, "", "Retry-After", "Sat, 01 Jan 2028 00:00:00 GMT", "Date", "Fri, 31 Dec 2027 00:00:00 GMT"), cc},
 		"429":            {replies(429, "", "Retry-After", "45"), refresh},
 	}, func(t *testing.T, c struct {
 		fails reaction
@@ -441,7 +450,7 @@ func TestServerThatAsksForTimeAfterARefreshGetsNoRequest(t *testing.T) {
 	})
 }
 
-func TestShortWaitThatTheServerAsksForPassesBeforeClientCredentials(t *testing.T) {
+func TestShortRetryAfterPassesBeforeClientCredentials(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -457,9 +466,9 @@ func TestShortWaitThatTheServerAsksForPassesBeforeClientCredentials(t *testing.T
 	})
 }
 
-// The server has used the refresh token up, and would revoke all tokens that came
-// from it if it received it again.
-func TestLostReplyToARefreshKillsNothing(t *testing.T) {
+// The server has used up the refresh token. If it received the refresh token
+// again, it would revoke all tokens that came from it.
+func TestTokensStayAliveAfterALostReplyToARefresh(t *testing.T) {
 	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
@@ -469,7 +478,8 @@ func TestLostReplyToARefreshKillsNothing(t *testing.T) {
 				s := p.source(t, opts()...)
 				first := token(t, s)
 
-				// In the background, while client credentials fail, too.
+				// The reply to a refresh in the background is lost, and client
+				// credentials fail, too.
 				p.on(lose, refresh)
 				p.on(replies(503, ""), cc)
 				time.Sleep(13 * time.Minute)
@@ -478,7 +488,7 @@ func TestLostReplyToARefreshKillsNothing(t *testing.T) {
 					require.True(t, p.Alive(first.AccessToken))
 				}
 				p.on(nil, cc)
-				p.serves(t, s, time.Hour) // each refresh is lost
+				p.serves(t, s, time.Hour) // the reply to each refresh is lost
 				p.on(nil)
 				p.serves(t, s, time.Hour)
 				p.assertNoneSentTwice(t)
@@ -487,20 +497,20 @@ func TestLostReplyToARefreshKillsNothing(t *testing.T) {
 	}
 }
 
-func TestLostReplyOnTheWireKillsNothing(t *testing.T) {
+func TestTokensStayAliveAfterALostReplyOnTheWire(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t, moovtest.WithReuseDetection())
 	s := sourceOf(t, server)
 	first := token(t, s)
 	server.Enqueue(moovtest.Answer{Lost: true})
-	frozen(s)(time.Hour)
+	movableClock(s)(time.Hour)
 	second := token(t, s)
 	assert.True(t, server.Alive(first.AccessToken))
 	assert.True(t, server.Alive(second.AccessToken))
 	assert.Equal(t, []string{cc, refresh, cc}, grantTypes(server))
 }
 
-func TestRestartAfterALostReplyKillsNothing(t *testing.T) {
+func TestTokensStayAliveAfterALostReplyAndARestart(t *testing.T) {
 	t.Parallel()
 	bubbles(t, losses, func(t *testing.T, lose reaction) {
 		p := proxyOf(t, moovtest.WithReuseDetection(), moovtest.WithLifetime(20*time.Minute))
@@ -523,17 +533,17 @@ func TestRestartAfterALostReplyKillsNothing(t *testing.T) {
 	})
 }
 
-// frozen makes a source's clocks jump, as they have when its process continues
-// after it was stopped.
-func frozen(s *TokenSource) (jump func(time.Duration)) {
+// movableClock returns a function that moves the clocks of s forward. They move
+// like that for a process that was stopped and then continues.
+func movableClock(s *TokenSource) (jump func(time.Duration)) {
 	var ahead atomic.Int64
 	clock := s.core.config.clock
 	s.core.config.clock = func() instant { return clock().add(time.Duration(ahead.Load())) }
 	return func(d time.Duration) { ahead.Add(int64(d)) }
 }
 
-// The process stops during a refresh, and continues when the token has expired and
-// the time of the flight is over.
+// The process stops during a refresh. When it continues, the token has expired,
+// and the flight has no time left.
 func TestProcessThatWasStoppedDuringABackgroundRefreshServesItsFirstCall(t *testing.T) {
 	t.Parallel()
 	for cache, opts := range caches {
@@ -546,13 +556,13 @@ func TestProcessThatWasStoppedDuringABackgroundRefreshServesItsFirstCall(t *test
 			}, func(t *testing.T, c struct{ joins, after bool }) {
 				p := proxyOf(t, moovtest.WithReuseDetection())
 				s := p.source(t, opts()...)
-				jump := frozen(s)
+				jump := movableClock(s)
 				first := token(t, s)
 				stopped := make(chan struct{})
 				p.on(func(*http.Request, roundTripper) (*http.Response, error) {
 					<-stopped
 					jump(time.Hour)
-					time.Sleep(time.Millisecond) // callers come first
+					time.Sleep(time.Millisecond) // callers join the flight before it fails
 					return nil, context.DeadlineExceeded
 				}, refresh)
 				time.Sleep(13 * time.Minute)
@@ -577,10 +587,10 @@ func TestProcessThatWasStoppedDuringABackgroundRefreshServesItsFirstCall(t *test
 	}
 }
 
-// The token expires while its refresh is under way, and callers join it.
+// The token expires during its refresh, and callers join the refresh.
 func TestCallersThatJoinABackgroundRefreshInVainGetATokenFromTheNextGrant(t *testing.T) {
 	t.Parallel()
-	bubbles(t, all(refusals, useless, interrupted, notArrived, losses, map[string]reaction{
+	bubbles(t, all(refusals, unusable, interrupted, notArrived, losses, map[string]reaction{
 		"503, Retry-After":    replies(503, "", "Retry-After", "3600"),
 		"429, Retry-After":    replies(429, "", "Retry-After", "3600"),
 		"silence":             neverAnswers,
@@ -658,7 +668,7 @@ func TestRefreshTokenIsKeptIfTheReplyToARefreshHasNone(t *testing.T) {
 
 		time.Sleep(15 * time.Minute)
 		p.on(replies(400, ""), refresh)
-		assert.Empty(t, token(t, s).RefreshToken, "client credentials keep none")
+		assert.Empty(t, token(t, s).RefreshToken, "client credentials do not keep it")
 		assert.Equal(t, map[string]int{first.RefreshToken: 2}, p.refreshTokens())
 	})
 }
@@ -675,7 +685,8 @@ func TestServerWithoutRefreshTokens(t *testing.T) {
 	})
 }
 
-// granting answers with tokens of its own that have scope.
+// granting returns a reaction that issues tokens with the given scope. n counts
+// the tokens.
 func granting(n *int, scope string) reaction {
 	return func(r *http.Request, pass roundTripper) (*http.Response, error) {
 		*n++
@@ -689,16 +700,16 @@ func TestRefreshThatLacksAScopeIsFollowedByClientCredentials(t *testing.T) {
 		scope string
 		more  bool // client credentials follow
 	}{
-		"one is missing":      {"/fed.read", true},
-		"the other is":        {"/ping.read", true},
-		"another":             {"/cards.read", true},
-		"a shorter one":       {"/fed.read /ping.rea", true},
-		"another case":        {"/fed.read /Ping.read", true},
-		"all":                 {"/fed.read /ping.read", false},
-		"in another order":    {"/ping.read /fed.read", false},
-		"more than was asked": {"/cards.read /ping.read /fed.read", false},
-		"with white space":    {"  /fed.read   /ping.read ", false},
-		"it does not say":     {"", false},
+		"one is missing":        {"/fed.read", true},
+		"the other is missing":  {"/ping.read", true},
+		"another scope":         {"/cards.read", true},
+		"a scope is cut off":    {"/fed.read /ping.rea", true},
+		"another letter case":   {"/fed.read /Ping.read", true},
+		"all":                   {"/fed.read /ping.read", false},
+		"in another order":      {"/ping.read /fed.read", false},
+		"more than requested":   {"/cards.read /ping.read /fed.read", false},
+		"with white space":      {"  /fed.read   /ping.read ", false},
+		"no scope in the reply": {"", false},
 	}, func(t *testing.T, c struct {
 		scope string
 		more  bool
@@ -740,7 +751,7 @@ func TestScopeThatIsNeverGrantedIsAskedForOnce(t *testing.T) {
 		synctest.Wait()
 		grants := p.grants()
 		assert.Equal(t, cc, grants[0])
-		assert.NotContains(t, grants[1:], cc, "client credentials brought no more the last time")
+		assert.NotContains(t, grants[1:], cc, "client credentials did not grant more the last time")
 		assert.Greater(t, len(grants), 70)
 		warnings := log.of("the token is not what was asked for")
 		require.Len(t, warnings, 1)
@@ -751,7 +762,7 @@ func TestScopeThatIsNeverGrantedIsAskedForOnce(t *testing.T) {
 func TestTokenThatLacksAScopeIsUsedIfClientCredentialsFail(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]reaction{
-		"503": replies(503, ""), "403": replies(403, ""), "a reset": breaks, "a page": useless["a page"], "429": replies(429, "", "Retry-After", "3600"),
+		"503": replies(503, ""), "403": replies(403, ""), "a reset": breaks, "a page": unusable["a page"], "429": replies(429, "", "Retry-After", "3600"),
 	}, func(t *testing.T, fails reaction) {
 		n := 0
 		p := proxyOf(t)
@@ -762,24 +773,24 @@ func TestTokenThatLacksAScopeIsUsedIfClientCredentialsFail(t *testing.T) {
 		assert.Equal(t, "access-1", token(t, s).AccessToken)
 		time.Sleep(2 * time.Hour)
 		p.on(granting(&n, "/fed.read /ping.read"), cc)
-		assert.Equal(t, "access-3", token(t, s).AccessToken, "they are tried again at the next refresh")
+		assert.Equal(t, "access-3", token(t, s).AccessToken, "client credentials are tried again at the next refresh")
 	})
 }
 
-// constant is what expires_in may be in a reply that is always the same. Moov's
-// own example is a timestamp in the past, which a server that is generated from
-// Moov's description sends.
+// constant holds what expires_in may be in a reply that is always the same.
+// Moov's own example is a timestamp in the past. A server that is generated
+// from Moov's API description sends it.
 var constant = map[string]string{
-	"Moov's example": `,"expires_in":1736964352`, "as text": `,"expires_in":"1736964352"`, "seconds": `,"expires_in":900`, "absent": ``, "unreadable": `,"expires_in":"soon"`,
+	"Moov's example": `,"expires_in":1736964352`, "Moov's example as text": `,"expires_in":"1736964352"`, "seconds": `,"expires_in":900`, "absent": ``, "unreadable": `,"expires_in":"soon"`,
 }
 
-func TestConstantReplyIsTakenAgain(t *testing.T) {
+func TestConstantReplyIsAcceptedAgain(t *testing.T) {
 	t.Parallel()
 	for cache, opts := range caches {
 		t.Run(cache, func(t *testing.T) {
 			t.Parallel()
 			bubbles(t, constant, func(t *testing.T, expiresIn string) {
-				time.Sleep(30 * 365 * 24 * time.Hour) // a bubble begins in 2000
+				time.Sleep(30 * 365 * 24 * time.Hour) // a bubble starts in the year 2000
 				p := proxyOf(t)
 				p.on(replies(200, `{"access_token":"same","refresh_token":"refresh"`+expiresIn+`}`))
 				s := p.source(t, opts()...)
@@ -787,7 +798,7 @@ func TestConstantReplyIsTakenAgain(t *testing.T) {
 					require.Equal(t, "same", token(t, s).AccessToken)
 					time.Sleep(time.Minute)
 				}
-				for range 100 { // an API that answers 401 to some calls
+				for range 100 { // as if the API answered 401 to some calls
 					s.Invalidate("same")
 					require.Equal(t, "same", token(t, s).AccessToken)
 					time.Sleep(10 * time.Second)
@@ -824,7 +835,7 @@ func TestCurrentTokenIsNotProlongedIfTheServerSaysThatItHasExpired(t *testing.T)
 						require.ErrorContains(t, err, "the same token again")
 					}
 				}
-				assert.LessOrEqual(t, len(p.grants()), 4*60*maxAttempts+20, "one grant in a minute")
+				assert.LessOrEqual(t, len(p.grants()), 4*60*maxAttempts+20, "one grant a minute")
 				p.on(nil)
 				time.Sleep(time.Minute)
 				assert.True(t, p.Alive(token(t, s).AccessToken), "the source recovers")
@@ -868,7 +879,7 @@ func TestCoolDownAnswersAtOnceWithTheLastError(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
-		s := hurried(p.source(t))
+		s := noJitter(p.source(t))
 		p.on(replies(401, ""))
 		_, first := s.Token()
 		for range 100 {
@@ -897,7 +908,7 @@ func TestCoolDownAnswersAtOnceWithTheLastError(t *testing.T) {
 		_, err := s.Token()
 		require.Error(t, err)
 		_, err = s.Token()
-		assert.ErrorContains(t, err, "due in 250ms", "a success has ended it")
+		assert.ErrorContains(t, err, "due in 250ms", "the success ended the former cool-down")
 	})
 }
 
@@ -920,7 +931,7 @@ func TestCoolDownIsJittered(t *testing.T) {
 	})
 }
 
-// Only the owner of the account can change what the scopes are refused for. An
+// If the scopes are refused, only the owner of the account can change that. An
 // incident, such as a firewall's, ends by itself.
 func TestCoolDownAfterRefusedScopesIsLonger(t *testing.T) {
 	t.Parallel()
@@ -928,28 +939,28 @@ func TestCoolDownAfterRefusedScopesIsLonger(t *testing.T) {
 		fails reaction
 		most  time.Duration
 	}{
-		"422 that names scope": {replies(422, `{"scope":"the account is not known"}`), 5 * time.Minute},
-		"invalid_scope":        {replies(400, `{"error":"invalid_scope"}`), 5 * time.Minute},
-		"422 that does not":    {replies(422, `{"client_id":"is unknown"}`), 30 * time.Second},
-		"a bare 422":           {replies(422, ""), 30 * time.Second},
-		"400":                  {replies(400, `{"error":"invalid_request"}`), 30 * time.Second},
-		"401":                  {replies(401, `{"error":"invalid_client"}`), 30 * time.Second},
-		"a firewall's 403":     {replies(403, "<html>scope</html>"), 30 * time.Second},
-		"503":                  {replies(503, ""), 30 * time.Second},
+		"422 that names scope":         {replies(422, `{"scope":"the account is not known"}`), 5 * time.Minute},
+		"invalid_scope":                {replies(400, `{"error":"invalid_scope"}`), 5 * time.Minute},
+		"422 that names another field": {replies(422, `{"client_id":"is unknown"}`), 30 * time.Second},
+		"a bare 422":                   {replies(422, ""), 30 * time.Second},
+		"400":                          {replies(400, `{"error":"invalid_request"}`), 30 * time.Second},
+		"401":                          {replies(401, `{"error":"invalid_client"}`), 30 * time.Second},
+		"a firewall's 403":             {replies(403, "<html>scope</html>"), 30 * time.Second},
+		"503":                          {replies(503, ""), 30 * time.Second},
 	}, func(t *testing.T, c struct {
 		fails reaction
 		most  time.Duration
 	}) {
 		p := proxyOf(t)
 		p.on(c.fails)
-		s := hurried(p.source(t))
+		s := noJitter(p.source(t))
 		for began := time.Now(); time.Since(began) < time.Hour/2; time.Sleep(time.Second) {
 			_, err := s.Token()
 			require.Error(t, err)
 		}
 		assert.Equal(t, c.most, slices.Max(p.gaps(1)))
 
-		// After another failure it is 30 s at most.
+		// After any other failure, the cool-down is 30 s at most.
 		p.on(replies(403, ""))
 		time.Sleep(c.most)
 		_, err := s.Token()
@@ -958,7 +969,7 @@ func TestCoolDownAfterRefusedScopesIsLonger(t *testing.T) {
 	})
 }
 
-func TestFailingEndpointIsLeftAlone(t *testing.T) {
+func TestFailingEndpointGetsFewRequests(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]struct {
 		fails reaction
@@ -987,7 +998,7 @@ func TestFailingEndpointIsLeftAlone(t *testing.T) {
 	})
 }
 
-func TestWaitThatDoesNotFitFailsAtOnceAndCallersKeepToIt(t *testing.T) {
+func TestRetryAfterLongerThanTheTimeoutIsObserved(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]struct {
 		asks string
@@ -1019,7 +1030,7 @@ func TestWaitThatDoesNotFitFailsAtOnceAndCallersKeepToIt(t *testing.T) {
 
 // The endpoint fails from a minute before the refresh point until 10 s before the
 // hard expiry.
-func TestOutageInTheEarlyWindowIsNotSeen(t *testing.T) {
+func TestOutageBetweenRefreshPointAndExpiryIsNotSeenByCallers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -1044,8 +1055,8 @@ func TestOutageInTheEarlyWindowIsNotSeen(t *testing.T) {
 	})
 }
 
-// While the token is good, no request is made for as long as the server asks. Then
-// one attempt is made.
+// While the token is valid, no request is made for as long as the server asks.
+// When the token has ended, one attempt is made.
 func TestCoolDownOfTheBackgroundEndsWithTheToken(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]func(t *testing.T, s *TokenSource, first *oauth2.Token){
@@ -1125,7 +1136,7 @@ func TestRevokeEndsACoolDownThatTheServerDidNotAskFor(t *testing.T) {
 	})
 }
 
-func TestProcessesThatAreToldToWaitDoNotComeBackAllAtOnce(t *testing.T) {
+func TestProcessesDoNotAllReturnAtOnceAfterRetryAfter(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a second")
 	}
@@ -1137,7 +1148,7 @@ func TestProcessesThatAreToldToWaitDoNotComeBackAllAtOnce(t *testing.T) {
 	}{
 		"503 for 30 s": {503, "30", 30 * time.Second},
 		"429 for 30 s": {429, "30", 30 * time.Second},
-		"4 s":          {503, "4", 4 * time.Second}, // within the grant
+		"4 s":          {503, "4", 4 * time.Second}, // the grant itself waits
 		"20 minutes":   {503, "1200", 20 * time.Minute},
 	}, func(t *testing.T, c struct {
 		status int
@@ -1171,13 +1182,13 @@ func TestProcessesThatAreToldToWaitDoNotComeBackAllAtOnce(t *testing.T) {
 		assert.GreaterOrEqual(t, back[0], c.wait)
 		assert.Less(t, back[processes-1], c.wait*5/4+c.wait/100+firstBackOff)
 		for i := range processes * 3 / 4 {
-			require.Greater(t, back[i+processes/4]-back[i], c.wait/40, "no quarter of them comes at once")
+			require.Greater(t, back[i+processes/4]-back[i], c.wait/40, "no quarter of them returns at once")
 		}
 	})
 }
 
-// A grant takes longer than others wait for the lock.
-func TestGrantsThatOutlastTheWaitForTheLockKillNothing(t *testing.T) {
+// A grant takes longer than the other processes wait for the lock.
+func TestTokensStayAliveIfGrantsOutlastTheWaitForTheLock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t, moovtest.WithReuseDetection(), moovtest.WithLatency(3*time.Second), moovtest.WithLifetime(2*time.Minute))
@@ -1197,17 +1208,17 @@ func TestGrantsThatOutlastTheWaitForTheLockKillNothing(t *testing.T) {
 	})
 }
 
-// A Redis that has become read-only still has the entry with the refresh token
-// that the running process has used up.
-func TestCacheThatRefusesWritesKillsNothing(t *testing.T) {
+// A Redis that has become read-only keeps the entry with a refresh token that
+// the running process has already used up.
+func TestTokensStayAliveIfTheCacheRefusesWrites(t *testing.T) {
 	t.Parallel()
-	bubbles(t, map[string]func(n int) bool{ // whether the nth Put fails
-		"all":                            func(int) bool { return true },
-		"the one that marks it as sent":  func(n int) bool { return n == 1 },
-		"the one of the new token":       func(n int) bool { return n == 2 },
-		"every other one":                func(n int) bool { return n%2 == 0 },
-		"every other one, from then on":  func(n int) bool { return n%2 == 1 },
-		"those of the first three hours": func(n int) bool { return n < 8 },
+	bubbles(t, map[string]func(n int) bool{ // reports whether the nth Put fails
+		"every Put": func(int) bool { return true },
+		"the Put that marks the refresh token as sent": func(n int) bool { return n == 1 },
+		"the Put of the new token":                     func(n int) bool { return n == 2 },
+		"every second Put":                             func(n int) bool { return n%2 == 0 },
+		"every second Put, from the first on":          func(n int) bool { return n%2 == 1 },
+		"the first seven Puts":                         func(n int) bool { return n < 8 },
 	}, func(t *testing.T, failing func(int) bool) {
 		p := proxyOf(t, moovtest.WithReuseDetection())
 		locking, puts, on := newLockingCache(), 0, false
@@ -1227,7 +1238,7 @@ func TestCacheThatRefusesWritesKillsNothing(t *testing.T) {
 		on, puts = true, 0
 		for range 60 {
 			require.True(t, p.Alive(token(t, running).AccessToken))
-			require.True(t, p.Alive(token(t, p.source(t, cache)).AccessToken), "of a new process")
+			require.True(t, p.Alive(token(t, p.source(t, cache)).AccessToken), "the token of a new process is alive")
 			require.True(t, p.Alive(token(t, running).AccessToken))
 			time.Sleep(4 * time.Minute)
 		}
@@ -1235,7 +1246,8 @@ func TestCacheThatRefusesWritesKillsNothing(t *testing.T) {
 	})
 }
 
-// No one knows whether another process has sent the refresh token.
+// Without the lock, the source cannot know whether another process has sent the
+// refresh token.
 func TestRefreshTokenIsNotSentWithoutTheLock(t *testing.T) {
 	t.Parallel()
 	failed := errors.New("connection refused")
@@ -1257,7 +1269,8 @@ func TestRefreshTokenIsNotSentWithoutTheLock(t *testing.T) {
 	})
 }
 
-// requestToken calls RequestToken with what sources of p have.
+// requestToken calls RequestToken with the credentials, base URL and client
+// that sources of p have.
 func (p *proxy) requestToken(ctx context.Context, opts ...Option) (*oauth2.Token, error) {
 	return RequestToken(ctx, credentialsOf(p.Server), append([]Option{WithBaseURL(p.URL), p.client()}, opts...)...)
 }
@@ -1297,7 +1310,7 @@ func TestRequestTokenWithARefreshTokenRefreshes(t *testing.T) {
 		p.on(replies(200, `{"access_token":"x"}`))
 		tok, err = p.requestToken(t.Context(), WithToken(&oauth2.Token{RefreshToken: "saved"}))
 		require.NoError(t, err)
-		assert.Equal(t, "saved", tok.RefreshToken, "it is still good (RFC 6749 §6)")
+		assert.Equal(t, "saved", tok.RefreshToken, "the refresh token stays valid (RFC 6749 §6)")
 	})
 }
 
@@ -1314,7 +1327,7 @@ func TestRequestTokenSaysWhatTheServerGranted(t *testing.T) {
 	})
 }
 
-func TestRequestTokenRefusesWhatCannotWork(t *testing.T) {
+func TestRequestTokenChecksItsArguments(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -1322,7 +1335,7 @@ func TestRequestTokenRefusesWhatCannotWork(t *testing.T) {
 			opts []Option
 			want string
 		}{
-			"neither":              {nil, "either WithScopes"},
+			"no options":           {nil, "either WithScopes"},
 			"no scopes":            {[]Option{WithScopes()}, "either WithScopes"},
 			"both":                 {[]Option{WithScopes(pingScope), WithToken(&oauth2.Token{RefreshToken: "r"})}, "not both"},
 			"an access token only": {[]Option{WithToken(&oauth2.Token{AccessToken: "a"})}, "a refresh token"},
@@ -1346,7 +1359,7 @@ func TestRequestTokenRetriesTemporaryFailures(t *testing.T) {
 				fails reaction
 				want  int
 			}{
-				"503": {replies(503, ""), 3}, "429": {replies(429, ""), 3}, "no connection": {refusesToConnect, 3}, "a page": {useless["a page"], 3},
+				"503": {replies(503, ""), 3}, "429": {replies(429, ""), 3}, "no connection": {refusesToConnect, 3}, "a page": {unusable["a page"], 3},
 				"401": {replies(401, ""), 1}, "422": {replies(422, ""), 1}, "silence": {neverAnswers, 1},
 			}, func(t *testing.T, c struct {
 				fails reaction
@@ -1354,7 +1367,7 @@ func TestRequestTokenRetriesTemporaryFailures(t *testing.T) {
 			}) {
 				p := proxyOf(t)
 				p.on(c.fails)
-				for n := range 3 { // there is no cool-down
+				for n := range 3 { // RequestToken has no cool-down
 					began := time.Now()
 					_, err := p.requestToken(t.Context(), option, WithTimeout(7*time.Second))
 					require.Error(t, err)
@@ -1426,7 +1439,7 @@ func TestRequestTokenUsesItsContextsValues(t *testing.T) {
 	})
 }
 
-// turns is a Limiter that lets one request go each second.
+// turns is a Limiter whose Wait takes a second.
 type turns struct{ refused []time.Duration }
 
 func (l *turns) Wait(ctx context.Context) error { return sleep(ctx, time.Second) }
@@ -1446,7 +1459,7 @@ func TestRequestTokenWaitsForTheLimiter(t *testing.T) {
 		})
 		began := time.Now()
 		_, err := p.requestToken(t.Context(), WithScopes(pingScope), WithLimiter(limiter), WithTimeout(time.Second))
-		require.NoError(t, err, "the time for the Limiter does not count")
+		require.NoError(t, err, "the wait for the Limiter does not count")
 		assert.Equal(t, 56*time.Second, time.Since(began))
 		assert.Equal(t, slices.Repeat([]time.Duration{10 * time.Second}, 5), limiter.refused)
 

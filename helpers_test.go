@@ -1,6 +1,6 @@
 package moovauth
 
-// What several test files use.
+// This file holds helpers that several test files use.
 
 import (
 	"bytes"
@@ -20,7 +20,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// timeLeft is how long callers get s's current token.
+// timeLeft returns how much longer callers get the current token of s.
 func (s *TokenSource) timeLeft() time.Duration {
 	return s.core.state.load().timeLeft(s.core.config.clock())
 }
@@ -29,7 +29,7 @@ const pingScope = "/ping.read"
 
 var testCredentials = Credentials{ClientID: "public-key", ClientSecret: "s3cr3t-key"}
 
-// sourceOf returns a source of server's tokens.
+// sourceOf returns a source that obtains its tokens from server.
 func sourceOf(t testing.TB, server *moovtest.Server, opts ...Option) *TokenSource {
 	t.Helper()
 	s, err := NewTokenSource(credentialsOf(server), append([]Option{
@@ -43,28 +43,28 @@ func credentialsOf(server *moovtest.Server) Credentials {
 	return Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret}
 }
 
-// inMemory returns a server without sockets, for a synctest bubble.
+// inMemory returns a server without sockets, which works in a synctest bubble.
 func inMemory(t testing.TB, opts ...moovtest.Option) *moovtest.Server {
 	server := moovtest.NewInMemory(opts...)
 	t.Cleanup(server.Close)
 	return server
 }
 
-// onLoopback returns a server on a real port.
+// onLoopback returns a server that listens on a loopback port.
 func onLoopback(t testing.TB, opts ...moovtest.Option) *moovtest.Server {
 	server := moovtest.NewServer(opts...)
 	t.Cleanup(server.Close)
 	return server
 }
 
-// answering returns a loopback server with handler.
+// answering returns a loopback server that answers with handler.
 func answering(t testing.TB, handler http.HandlerFunc) *httptest.Server {
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
 	return server
 }
 
-// roundTripper is a function as an http.RoundTripper.
+// roundTripper adapts a function to http.RoundTripper.
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -77,7 +77,7 @@ func token(t testing.TB, s oauth2.TokenSource) *oauth2.Token {
 	return tok
 }
 
-// together calls Token of all sources at once, and returns what they got.
+// together calls Token of all sources at once and returns the tokens.
 func together(t testing.TB, sources []*TokenSource) []*oauth2.Token {
 	t.Helper()
 	tokens := make([]*oauth2.Token, len(sources))
@@ -93,7 +93,8 @@ func together(t testing.TB, sources []*TokenSource) []*oauth2.Token {
 	return tokens
 }
 
-// grantTypes are those of the token requests that server saw.
+// grantTypes returns the grant types of the token requests that server
+// received.
 func grantTypes(server *moovtest.Server) []string {
 	var types []string
 	for _, r := range server.TokenRequests() {
@@ -102,25 +103,27 @@ func grantTypes(server *moovtest.Server) []string {
 	return types
 }
 
-// assertAllDead fails if the server has a living token.
+// assertAllDead fails the test if any token is alive at server.
 func assertAllDead(t testing.TB, server *moovtest.Server) {
 	t.Helper()
-	assert.Empty(t, server.RefreshTokens(), "refresh tokens live on")
-	assert.Empty(t, server.AccessTokens(), "access tokens live on")
+	assert.Empty(t, server.RefreshTokens(), "refresh tokens are still alive")
+	assert.Empty(t, server.AccessTokens(), "access tokens are still alive")
 }
 
-// refusal is the error of a first token if each request is answered so.
+// refusal returns the error of a source's first call if the server gives the
+// same answer to each of its three attempts.
 func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
 	t.Helper()
 	server := onLoopback(t)
 	server.Enqueue(answer, answer, answer)
-	_, err := hurried(sourceOf(t, server, opts...)).Token()
+	_, err := noJitter(sourceOf(t, server, opts...)).Token()
 	require.Error(t, err)
 	return err
 }
 
-// hurried is s, with attempts that do not wait for the next one.
-func hurried(s *TokenSource) *TokenSource {
+// noJitter makes the random numbers of s 0 and returns s. Its attempts then
+// follow each other without a wait, and its cool-downs have their full length.
+func noJitter(s *TokenSource) *TokenSource {
 	s.core.config.random = func() float64 { return 0 }
 	return s
 }
@@ -133,7 +136,7 @@ func readAll(t testing.TB, resp *http.Response) string {
 	return string(body)
 }
 
-// memoryCache is a Cache in the memory.
+// memoryCache is a Cache in memory. Each call takes latency.
 type memoryCache struct {
 	latency time.Duration
 
@@ -167,7 +170,7 @@ func (c *memoryCache) Delete(_ context.Context, key string) error {
 	return nil
 }
 
-// only returns the one entry that there is.
+// only returns the only entry of the cache.
 func (c *memoryCache) only(t testing.TB) (key string, data []byte) {
 	t.Helper()
 	c.mu.Lock()
@@ -178,7 +181,8 @@ func (c *memoryCache) only(t testing.TB) (key string, data []byte) {
 	return key, data
 }
 
-// lockingCache is a memoryCache with a lock.
+// lockingCache is a memoryCache that is also a Locker. It has one lock for all
+// keys.
 type lockingCache struct {
 	memoryCache
 	held chan struct{}
@@ -195,7 +199,7 @@ func (c *lockingCache) Lock(ctx context.Context, _ string) (func(), error) {
 
 func newLockingCache() *lockingCache { return &lockingCache{held: make(chan struct{}, 1)} }
 
-// fakeCache does what its functions say.
+// fakeCache is a Cache and a Locker that calls its functions.
 type fakeCache struct {
 	get    func(ctx context.Context) ([]byte, error)
 	put    func(ctx context.Context, data []byte) error
@@ -211,14 +215,14 @@ func (c fakeCache) Delete(ctx context.Context, _ string) error { return c.remove
 
 func (c fakeCache) Lock(ctx context.Context, _ string) (func(), error) { return c.lock(ctx) }
 
-// logged collects a source's records.
+// logged collects the log records of a source.
 type logged struct{ records []slog.Record }
 
 func (l *logged) option() Option {
 	return WithLogger(slog.New(handler(func(r slog.Record) { l.records = append(l.records, r) })))
 }
 
-// of returns the attributes of the records with a message, in order.
+// of returns the attributes of the records with the given message, in order.
 func (l *logged) of(message string) (all []map[string]slog.Value) {
 	for _, r := range l.records {
 		if r.Message == "moovauth: "+message {
@@ -233,7 +237,7 @@ func attributesOf(r slog.Record) map[string]slog.Value {
 	return attrs
 }
 
-// handler is a slog handler that does what it says.
+// handler is a slog.Handler that calls the function for each record.
 type handler func(slog.Record)
 
 func (h handler) Enabled(context.Context, slog.Level) bool      { return true }
@@ -241,7 +245,8 @@ func (h handler) Handle(_ context.Context, r slog.Record) error { h(r); return n
 func (h handler) WithAttrs([]slog.Attr) slog.Handler            { return h }
 func (h handler) WithGroup(string) slog.Handler                 { return h }
 
-// asFake returns a fakeCache that does what c does. A test changes what is to fail.
+// asFake returns a fakeCache that behaves as c does. A test replaces the
+// functions that should fail.
 func (c *lockingCache) asFake() fakeCache {
 	return fakeCache{
 		get:    func(ctx context.Context) ([]byte, error) { return c.Get(ctx, "") },
@@ -251,7 +256,8 @@ func (c *lockingCache) asFake() fakeCache {
 	}
 }
 
-// counted returns c as a cache that writes down its calls.
+// counted returns a cache that behaves as c does, and appends the name of each
+// call to calls.
 func (c fakeCache) counted(calls *[]string) fakeCache {
 	note := func(op string) { *calls = append(*calls, op) }
 	return fakeCache{

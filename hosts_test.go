@@ -12,7 +12,7 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// sourceAt returns a source for a base URL that has a token.
+// sourceAt returns a source for baseURL that has a token.
 func sourceAt(t *testing.T, baseURL string) *TokenSource {
 	s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL(baseURL), WithToken(&oauth2.Token{AccessToken: "x"}))
 	require.NoError(t, err)
@@ -28,7 +28,7 @@ func TestTokenGoesOnlyToTrustedHosts(t *testing.T) {
 		source oauth2.TokenSource
 		hosts  []string
 		target string
-		want   string // "": the token is sent; else in the error
+		want   string // "": the token is sent; else a part of the error
 	}{
 		{"the API", static, nil, "https://api.moov.io/ping", ""},
 		{"upper case, with its port", static, nil, "https://API.moov.io:443/ping", ""},
@@ -41,11 +41,11 @@ func TestTokenGoesOnlyToTrustedHosts(t *testing.T) {
 		{"plain http on 443", static, nil, "http://api.moov.io:443/ping", "https"},
 		{"loopback, not listed", static, nil, "http://localhost/ping", "Transport.Hosts"},
 		{"the source's base URL", gateway, nil, "https://gateway.example.com:8443/anything", ""},
-		{"the source's, without the port", gateway, nil, "https://gateway.example.com/moov", "Transport.Hosts"},
-		{"not the default with a source", gateway, nil, "https://api.moov.io/ping", "Transport.Hosts"},
+		{"the source's base URL, without the port", gateway, nil, "https://gateway.example.com/moov", "Transport.Hosts"},
+		{"the default host, with a source elsewhere", gateway, nil, "https://api.moov.io/ping", "Transport.Hosts"},
 		{"a listed host", static, list{"a.example.com", "B.example.com:8443"}, "https://b.example.com:8443/", ""},
 		{"another listed host", static, list{"a.example.com", "b.example.com:8443"}, "https://a.example.com/", ""},
-		{"the default if hosts are listed", static, list{"a.example.com"}, "https://api.moov.io/", "Transport.Hosts"},
+		{"the default host, if others are listed", static, list{"a.example.com"}, "https://api.moov.io/", "Transport.Hosts"},
 		{"listed loopback", static, list{"127.0.0.1:8080"}, "http://127.0.0.1:8080/", ""},
 		{"listed loopback on port 80", static, list{"localhost:80"}, "http://localhost/", ""},
 		{"listed loopback without a port", static, list{"localhost"}, "http://localhost/", "Transport.Hosts"},
@@ -61,7 +61,7 @@ func TestTokenGoesOnlyToTrustedHosts(t *testing.T) {
 		{"a name that folds to localhost", static, list{"localho\u017ft"}, "http://localho\u017ft/", "use https"},
 		{"the unspecified address", static, list{"0.0.0.0"}, "http://0.0.0.0/", "use https"},
 		{"an internationalized name", static, list{"b\u00fccher.example"}, "https://b\u00fccher.example/", ""},
-		{"its other form", static, list{"b\u00fccher.example"}, "https://xn--bcher-kva.example/", "Transport.Hosts"},
+		{"its Punycode form", static, list{"b\u00fccher.example"}, "https://xn--bcher-kva.example/", "Transport.Hosts"},
 		{"a dotted İ, which Unicode folds to i", static, list{"bilbao.example"}, "https://b\u0130lbao.example/", "Transport.Hosts"},
 		{"a Kelvin sign, which Unicode folds to k", static, list{"kelvin.example"}, "https://\u212aelvin.example/", "Transport.Hosts"},
 		{"a wide spelling of the API", static, nil, "https://\uff41pi.moov.io/", "Transport.Hosts"},
@@ -117,7 +117,7 @@ func TestHostErrorSaysWhereTheTokenMayGo(t *testing.T) {
 	}
 }
 
-func TestHostsThatAreNone(t *testing.T) {
+func TestInvalidHosts(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{
 		"", " ", "https://api.moov.io", "api.moov.io/", "api.moov.io/x", "api.moov.io?", "api.moov.io#", "user@api.moov.io", "*.moov.io", "*",
@@ -131,9 +131,10 @@ func TestHostsThatAreNone(t *testing.T) {
 	}
 }
 
-// A listed host gets no client credentials, unless the source cannot say where its
-// endpoints are.
-func TestEndpointsAreThoseOfTheSource(t *testing.T) {
+// The caller's client credentials are sent only to the endpoints of the source.
+// If the source does not say where its endpoints are, those of each listed host
+// count.
+func TestOnlyTheSourcesEndpointsGetClientCredentials(t *testing.T) {
 	t.Parallel()
 	moov, gateway := sourceAt(t, DefaultBaseURL), sourceAt(t, "https://gateway.example/a%2Fb")
 	for _, c := range []struct {
@@ -163,8 +164,8 @@ func TestEndpointsAreThoseOfTheSource(t *testing.T) {
 	}
 }
 
-// Whatever Hosts lists and whatever is requested, a token goes only to a listed
-// host, over https or to a loopback address, also on a redirect.
+// Whatever Hosts lists and whatever is requested, a token is sent only to a
+// listed host, over https or to a loopback address. Redirects are no exception.
 func FuzzHosts(f *testing.F) {
 	for _, c := range [][2]string{
 		{"api.moov.io", "https://api.moov.io/ping"}, {"localhost:80", "http://localhost/"}, {"[::1]:8080", "http://[::1]:8080"},
@@ -203,8 +204,9 @@ func FuzzHosts(f *testing.F) {
 
 type dial struct{ scheme, host, address string }
 
-// dialed is where net/http would connect to for req, with ASCII in lower case.
-// It is read from the text of the URL's authority, without the help of hosts.go.
+// dialed returns where net/http would connect for req, with ASCII letters in
+// lower case. It reads the URL's authority as text, without the code of
+// hosts.go.
 func dialed(t *testing.T, req *http.Request) dial {
 	port := map[string]string{"http": "80", "https": "443"}[req.URL.Scheme]
 	require.NotEmpty(t, port)
@@ -216,7 +218,8 @@ func dialed(t *testing.T, req *http.Request) dial {
 	return dial{req.URL.Scheme, host, net.JoinHostPort(host, given)}
 }
 
-// dialable is what an entry of Hosts allows to connect to.
+// dialable returns the addresses to which an entry of Hosts allows a
+// connection.
 func dialable(entry string) []string {
 	entry = asciiLower(entry)
 	if host, port, err := net.SplitHostPort(entry); err == nil {

@@ -1,21 +1,22 @@
 package moovauth
 
-// This file is the model test: random programs on one server and one cache, where
-// all that can go wrong does. The world knows what is alive at the server, and what
-// each process has received. It holds the sources to these rules:
+// This file is the model test. It runs random programs on one server and one
+// cache, in which everything that can fail fails at random. A world knows which
+// tokens are alive at the server and which tokens each process has received. It
+// checks these rules:
 //
-//  1. After a Revoke that returned nil, no token is alive that the source had
-//     received and remembers, or that its cache had, when Revoke was called.
+//  1. When Revoke returns nil, no token is alive that the source had received and
+//     remembered, or that its cache held, when Revoke was called.
 //  2. A source makes one request at a time.
-//  3. Calls end with their context, and without one within WithTimeout.
-//  4. No goroutine is left. (A bubble panics if one is.)
-//  5. No refresh token is sent twice, by one process or by two, unless the first
-//     request cannot have arrived or was answered 429.
-//  6. So the server, which detects reuse, revokes no token that is in use.
+//  3. A call ends with its context, and within WithTimeout in any case.
+//  4. No goroutine is left. (Otherwise the bubble panics.)
+//  5. No refresh token is sent twice, by one process or by two. It may be sent
+//     again if the first request cannot have arrived or was answered 429.
+//  6. Therefore the server, which detects reuse, revokes no token that is in use.
 //  7. A call fails only if a token request has failed for good, and only while the
-//     source has no token: Invalidate does not make it go dark.
-//  8. A token that is returned has not expired, its source has not revoked it, and
-//     it is not one that was invalidated and then replaced.
+//     source has no token. An invalidation is not enough to make a call fail.
+//  8. A token that is returned has not expired, and its source has not revoked it.
+//     It was not invalidated and then replaced either.
 
 import (
 	"context"
@@ -44,10 +45,10 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// Each run has a seed of its own. MODEL_SEED=n repeats that one; MODEL_RUNS=n
-// makes n runs, from that seed on.
+// Each run has its own seed. MODEL_SEED=n repeats the run with seed n.
+// MODEL_RUNS=n makes n runs, which begin with that seed.
 func TestModel(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else the race detector itself crashes now and then: see golang/go#78156
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // avoids a crash of the race detector itself: see golang/go#78156
 	seed, runs := uint64(1), uint64(500)
 	if testing.Short() {
 		runs = 100
@@ -81,33 +82,34 @@ func TestModel(t *testing.T) {
 	t.Logf("%d runs: %v", runs, counts)
 }
 
-// world is all that the processes of one run share, and what the rules need to know.
+// world holds what the processes of one run share, and what the rules need to
+// know.
 type world struct {
 	t        *testing.T
 	server   *moovtest.Server
 	timeout  time.Duration // WithTimeout
 	lifetime time.Duration // of the access tokens
-	faults   int           // of 100 token requests
+	faults   int           // how many of 100 token requests fail
 	cacheIs  traits
 	callers  sync.WaitGroup
 
-	mu        sync.Mutex // guards what follows, and the processes
+	mu        sync.Mutex // guards the fields below and the processes
 	random    *rand.Rand
-	calm      bool // nothing goes wrong any more
+	calm      bool // no more faults happen
 	processes []*process
 	sent      map[string]*sending  // by refresh token
 	killed    map[string]bool      // tokens that someone asked the server to revoke
 	expiries  map[string]time.Time // of the access tokens
-	moment    int                  // counts what happens
-	story     []string             // what happened
+	moment    int                  // the number of events so far
+	story     []string             // the events, as text
 	counts    map[string]int
 	shared    shelf
 }
 
-// sending is a request with a refresh token.
+// sending is a token request with a refresh token.
 type sending struct {
 	done   bool
-	unused bool // the source can tell that the refresh token was not used up
+	unused bool // the source can know that the refresh token was not used up
 }
 
 func newWorld(t *testing.T, seed uint64, counts map[string]int) *world {
@@ -137,15 +139,16 @@ func newWorld(t *testing.T, seed uint64, counts map[string]int) *world {
 
 func pick[T any](random func(n int) int, from ...T) T { return from[random(len(from))] }
 
-// note tells the story, and counts what happens in one instant. w.mu is held.
+// note adds an event to the story. It returns the event's number, which also
+// orders events that happen at the same time. w.mu is held.
 func (w *world) note(p *process, format string, args ...any) (moment int) {
 	w.moment++
-	since := time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) // when a bubble begins
+	since := time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) // when a bubble starts
 	w.story = append(w.story, fmt.Sprintf("%9.3fs  %s  ", since.Seconds(), p.name)+fmt.Sprintf(format, args...))
 	return w.moment
 }
 
-// broken reports that a rule is. w.mu is held.
+// broken reports that p has broken a rule. w.mu is held.
 func (w *world) broken(rule int, p *process, format string, args ...any) {
 	w.note(p, "RULE %d IS BROKEN: "+format, append([]any{rule}, args...)...)
 	if !w.t.Failed() {
@@ -153,7 +156,8 @@ func (w *world) broken(rule int, p *process, format string, args ...any) {
 	}
 }
 
-// run lets the processes live for a while, and then ends in calm.
+// run lets the processes act for a while. Then it stops all faults, and checks
+// that each source works and can revoke its tokens.
 func (w *world) run() {
 	for range 10 + w.random.IntN(40) {
 		w.act()
@@ -178,7 +182,7 @@ func (w *world) run() {
 	w.mu.Lock()
 	w.calm = true
 	w.mu.Unlock()
-	time.Sleep(10 * time.Minute) // cool-downs end
+	time.Sleep(10 * time.Minute) // all cool-downs end
 	w.checkLiving()
 	for _, p := range w.processes {
 		if !p.isDead() && !w.t.Failed() {
@@ -189,7 +193,7 @@ func (w *world) run() {
 	time.Sleep(time.Hour)
 }
 
-// act is one step of one process.
+// act lets one process take a random step.
 func (w *world) act() {
 	p := pick(w.random.IntN, w.processes...)
 	limit := pick(w.random.IntN, 0, 0, time.Millisecond, time.Second, 6*time.Second, time.Minute)
@@ -200,7 +204,7 @@ func (w *world) act() {
 		}
 	case 0, 1, 2:
 		p.invalidate()
-	case 8: // all at once
+	case 8: // all processes call Token at once
 		for _, p := range w.processes {
 			w.callers.Go(func() { p.token(limit) })
 		}
@@ -210,12 +214,12 @@ func (w *world) act() {
 		if w.random.IntN(3) == 0 {
 			p.revoke(-1)
 		}
-	case 6: // the program is stopped, and another one begins
+	case 6: // the process stops, and another one starts
 		w.mu.Lock()
 		p.steps = 1 + w.random.IntN(12)
 		w.mu.Unlock()
 		w.start()
-	case 7: // the program's operator revokes a token in the dashboard
+	case 7: // someone revokes a token in Moov's dashboard
 		if living := slices.Concat(w.server.AccessTokens(), w.server.RefreshTokens()); len(living) > 0 && w.random.IntN(4) == 0 {
 			w.mu.Lock()
 			w.kill(pick(w.random.IntN, living...))
@@ -230,7 +234,8 @@ func (w *world) kill(token string) {
 	w.server.Revoke(token)
 }
 
-// checkLiving is rule 6: what no one revoked and no one used is alive.
+// checkLiving checks rule 6: a token is alive if no one has revoked it or used
+// it up.
 func (w *world) checkLiving() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -249,22 +254,22 @@ type process struct {
 	*world
 	name   string
 	source *TokenSource
-	random *rand.Rand // guarded by world.mu, as all that follows
+	random *rand.Rand // guarded by world.mu, as are all fields below
 
-	steps    int // until it dies; 0: it does not
+	steps    int // until the process dies; 0: it does not die
 	dead     bool
 	asking   []context.Context // the requests in progress
 	received []receipt         // tokens that came in a reply, or from the cache
 	full     bool              // the source may have forgotten a token
 	revoking int               // calls of Revoke in progress
-	last     string            // the access token that was returned last
-	revoked  map[string]int    // tokens that it revoked, and the moment
-	refused  map[string]int    // tokens that it invalidated, and the moment
-	replaced map[string]int    // of those, the ones after which it got another, and the moment
-	failed   int               // the moment of the last failure that a call may return
-	served   int               // the moment of the last reply with a token
-	servedAt time.Time         // its time
-	asked    time.Time         // until when the server wants to be left alone
+	last     string            // the access token that Token returned last
+	revoked  map[string]int    // the tokens that it revoked, and the event of each
+	refused  map[string]int    // the tokens that it invalidated, and the event of each
+	replaced map[string]int    // the refused tokens after which it got another token, and the event of each
+	failed   int               // the event of the last failure that a call may return
+	served   int               // the event of the last reply with a token
+	servedAt time.Time         // the time of that reply
+	asked    time.Time         // until when the server asked it to wait
 }
 
 type receipt struct {
@@ -302,7 +307,7 @@ func (p *process) isDead() bool {
 	return p.dead
 }
 
-// receive notes tokens that p has from now on. w.mu is held.
+// receive notes tokens that p has received. w.mu is held.
 func (p *process) receive(tokens ...string) {
 	for _, tok := range tokens {
 		if tok != "" && !slices.ContainsFunc(p.received, func(r receipt) bool { return r.token == tok }) {
@@ -311,7 +316,8 @@ func (p *process) receive(tokens ...string) {
 	}
 }
 
-// noteFull notes whether the source has about as many former tokens as it remembers.
+// noteFull notes whether the source remembers nearly as many former tokens as
+// it can.
 func (p *process) noteFull() {
 	st := p.source.core.state
 	st.mu.Lock()
@@ -322,7 +328,8 @@ func (p *process) noteFull() {
 	p.full = p.full || full
 }
 
-// within is a context for limit: 0 has no end, and less has ended.
+// within returns a context that ends after limit. If limit is 0, the context
+// does not end. If limit is negative, it has already ended.
 func within(limit time.Duration) (context.Context, context.CancelFunc) {
 	if limit == 0 {
 		return context.WithCancel(context.Background())
@@ -330,7 +337,7 @@ func within(limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), limit)
 }
 
-// most is how long a call may take.
+// most returns how long a call may take.
 func most(limit, timeout time.Duration) time.Duration {
 	if limit == 0 {
 		return timeout
@@ -338,7 +345,7 @@ func most(limit, timeout time.Duration) time.Duration {
 	return max(0, min(limit, timeout))
 }
 
-// token asks for a token: rules 3, 7 and 8.
+// token calls Token and checks rules 3, 7 and 8.
 func (p *process) token(limit time.Duration) {
 	ctx, cancel := within(limit)
 	defer cancel()
@@ -377,7 +384,7 @@ func (p *process) token(limit time.Duration) {
 		p.broken(7, p, "refused, though all is well")
 	case p.revoking == 0 && p.servedAt.Before(time.Now()) && stats.Expiry.Add(-min(maxLeeway, p.lifetime/10)).After(time.Now()):
 		p.broken(7, p, "refused, though there is a token until %v", stats.Expiry)
-	case errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= p.timeout: // Revokes had the turn for so long
+	case errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= p.timeout: // calls of Revoke held the turn for that long
 	case p.failed < p.served && p.servedAt.Before(time.Now()):
 		p.broken(7, p, "refused, though no request has failed")
 	case errors.As(err, &cooling) && (!cooling.Until.After(time.Now()) || cooling.Until.After(later(p.asked, time.Now().Add(maxCoolDown)))):
@@ -385,7 +392,7 @@ func (p *process) token(limit time.Duration) {
 	}
 }
 
-// checkToken is rule 8. start is the moment of the call. w.mu is held.
+// checkToken checks rule 8. start is the event of the call. w.mu is held.
 func (p *process) checkToken(access string, start int) {
 	if at, ok := p.revoked[access]; ok && at < start {
 		p.broken(8, p, "%s had been revoked", short(access))
@@ -410,7 +417,8 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// invalidate says that the API refused the token that p got last.
+// invalidate invalidates the token that p got last, as after a 401 from the
+// API.
 func (p *process) invalidate() {
 	p.mu.Lock()
 	tok := p.last
@@ -427,7 +435,7 @@ func (p *process) invalidate() {
 	}
 }
 
-// revoke revokes all: rules 1 and 3.
+// revoke calls Revoke and checks rules 1 and 3.
 func (p *process) revoke(limit time.Duration) {
 	ctx, cancel := within(limit)
 	defer cancel()
@@ -435,7 +443,7 @@ func (p *process) revoke(limit time.Duration) {
 	p.mu.Lock()
 	var known []string
 	for _, r := range p.received {
-		if r.at.Before(time.Now()) && !p.full { // what arrives in this very instant may arrive after Revoke
+		if r.at.Before(time.Now()) && !p.full { // a token that arrives at this instant may arrive after Revoke
 			known = append(known, r.token)
 		}
 	}
@@ -464,7 +472,7 @@ func (p *process) revoke(limit time.Duration) {
 	}
 	p.counts["revocations"]++
 	if p.shared.changed.After(began) || p.shared.changed.Equal(began) {
-		cached = nil // another process may have changed it before Revoke had the lock
+		cached = nil // another process may have changed the entry before Revoke had the lock
 	}
 	for _, tok := range slices.Concat(known, cached) {
 		if p.server.Alive(tok) {
@@ -477,7 +485,7 @@ func (p *process) revoke(limit time.Duration) {
 	}
 }
 
-// RoundTrip is the network: rules 2 and 5.
+// RoundTrip is the network of p. It checks rules 2 and 5.
 func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := p.step(r.Context()); err != nil {
 		return nil, err
@@ -494,7 +502,7 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 		return p.revocation(r, form.Get("token"))
 	}
 	refresh := form.Get("refresh_token")
-	background := p.source.timeLeft() > 0 // its failure is no call's error
+	background := p.source.timeLeft() > 0 // no call returns the error of a background request
 	p.noteFull()
 
 	s := new(sending)
@@ -514,10 +522,10 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.mu.Lock()
 	p.end(r)
 	s.done, s.unused = true, unused
-	if ok, asked := p.hear(resp); !p.dead && ok {
+	if ok, asked := p.noteReply(resp); !p.dead && ok {
 		p.served, p.servedAt = p.moment, time.Now()
 	} else if deadline, _ := r.Context().Deadline(); !background && (refresh == "" || unused || asked || !time.Now().Before(deadline)) {
-		p.failed = p.moment // else client credentials follow a failed refresh
+		p.failed = p.moment // otherwise client credentials follow the failed refresh
 	}
 	p.mu.Unlock()
 	if err := p.step(r.Context()); err != nil {
@@ -526,7 +534,7 @@ func (p *process) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// begin and end are rule 2. w.mu is held.
+// begin and end check rule 2. w.mu is held.
 func (p *process) begin(r *http.Request) {
 	p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx.Err() != nil })
 	if p.asking = append(p.asking, r.Context()); len(p.asking) > 1 {
@@ -538,9 +546,9 @@ func (p *process) end(r *http.Request) {
 	p.asking = slices.DeleteFunc(p.asking, func(ctx context.Context) bool { return ctx == r.Context() })
 }
 
-// hear notes what a token request brought: a token, or how long the server wants
-// to be left alone. w.mu is held.
-func (p *process) hear(resp *http.Response) (ok, asked bool) {
+// noteReply notes the reply to a token request. It reports whether the reply
+// has a token, and whether the server asked for a wait. w.mu is held.
+func (p *process) noteReply(resp *http.Response) (ok, asked bool) {
 	if resp == nil {
 		p.note(p, "gets no reply")
 		return false, false
@@ -548,7 +556,7 @@ func (p *process) hear(resp *http.Response) (ok, asked bool) {
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Broken") != "" {
 		p.note(p, "is answered %d, Retry-After %v", resp.StatusCode, resp.Header["Retry-After"])
 		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
-		p.asked = later(p.asked, time.Now().Add(time.Duration(seconds)*time.Second*5/4+maxCacheTime+time.Second)) // from the end of the grant on
+		p.asked = later(p.asked, time.Now().Add(time.Duration(seconds)*time.Second*5/4+maxCacheTime+time.Second)) // the wait starts at the end of the grant
 		return false, seconds > 0
 	}
 	body, _ := io.ReadAll(resp.Body)
@@ -564,7 +572,8 @@ func (p *process) hear(resp *http.Response) (ok, asked bool) {
 	return true, false
 }
 
-// step is a moment at which p may die. Nothing that it does later reaches the world.
+// step is a point at which p may die. After its death, nothing that p does has
+// an effect.
 func (p *process) step(ctx context.Context) error {
 	p.mu.Lock()
 	if p.steps == 1 && !p.dead && !p.calm {
@@ -585,7 +594,7 @@ func (p *process) step(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// n is a random number. w.mu is not held.
+// n returns a random number from 0 to n-1. w.mu is not held.
 func (p *process) n(n int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -602,13 +611,14 @@ func (p *process) isCalm() bool {
 	return p.calm
 }
 
-// sorry is an answer of a proxy, a gateway or a firewall.
-func sorry(r *http.Request, status int) *http.Response {
+// errorPage returns an answer of a proxy, a gateway or a firewall.
+func errorPage(r *http.Request, status int) *http.Response {
 	return &http.Response{StatusCode: status, Header: http.Header{"Broken": {"yes"}}, Body: io.NopCloser(strings.NewReader("<html>Sorry</html>")), Request: r}
 }
 
-// answer is what becomes of a token request. unused says that the client can tell
-// that its refresh token was not used up.
+// answer answers a token request, as the server does or with a random fault.
+// unused reports whether the client can know that the refresh token was not
+// used up.
 func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, unused bool, err error) {
 	serve := func() (*http.Response, error) { return p.server.Transport().RoundTrip(r) }
 	if !p.isCalm() {
@@ -632,7 +642,7 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 	case 2: // silence after the server has acted
 		serve()
 		return silence()
-	case 3: // a connection that a load balancer has forgotten, before or after the server has acted
+	case 3: // a load balancer has dropped the connection, before or after the server has acted
 		if p.n(2) == 0 {
 			serve()
 		}
@@ -645,30 +655,30 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 		return nil, false, io.ErrUnexpectedEOF
 	case 6: // the reply is replaced by a page
 		serve()
-		return sorry(r, http.StatusOK), false, nil
+		return errorPage(r, http.StatusOK), false, nil
 	case 7, 8: // a proxy answers, though the server has acted
 		serve()
-		return sorry(r, pick(p.n, 408, 500, 502, 503, 504)), false, nil
+		return errorPage(r, pick(p.n, 408, 500, 502, 503, 504)), false, nil
 	case 9: // the refresh token is dead
 		p.mu.Lock()
 		p.kill(refresh)
 		p.mu.Unlock()
 		resp, err := serve()
-		if err == nil && refresh != "" && p.n(3) == 0 { // some servers refuse with 200
+		if err == nil && refresh != "" && p.n(3) == 0 { // some servers refuse with a 200
 			resp.StatusCode = http.StatusOK
 			resp.Header.Set("Broken", "yes")
 		}
 		return resp, false, err
 	case 10: // a firewall
-		return sorry(r, pick(p.n, 400, 401, 403, 404, 422)), false, nil
+		return errorPage(r, pick(p.n, 400, 401, 403, 404, 422)), false, nil
 	case 11: // the server is down
-		resp := sorry(r, pick(p.n, 500, 503))
+		resp := errorPage(r, pick(p.n, 500, 503))
 		if p.n(3) == 0 {
 			resp.Header.Set("Retry-After", strconv.Itoa(pick(p.n, 1, 5, 60)))
 		}
 		return resp, false, nil
 	default:
-		resp := sorry(r, http.StatusTooManyRequests)
+		resp := errorPage(r, http.StatusTooManyRequests)
 		if p.n(3) > 0 {
 			resp.Header.Set("Retry-After", strconv.Itoa(pick(p.n, 1, 5, 60)))
 		}
@@ -676,7 +686,8 @@ func (p *process) answer(r *http.Request, refresh string) (resp *http.Response, 
 	}
 }
 
-// revocation is what becomes of a revoke request.
+// revocation answers a revoke request, as the server does or with a random
+// fault.
 func (p *process) revocation(r *http.Request, token string) (*http.Response, error) {
 	p.mu.Lock()
 	p.begin(r)
@@ -695,9 +706,9 @@ func (p *process) revocation(r *http.Request, token string) (*http.Response, err
 			<-r.Context().Done()
 			return nil, context.Cause(r.Context())
 		case 2:
-			return sorry(r, pick(p.n, 400, 403, 429, 500, 503)), nil
+			return errorPage(r, pick(p.n, 400, 403, 429, 500, 503)), nil
 		case 3: // a sign-in page
-			return sorry(r, http.StatusOK), nil
+			return errorPage(r, http.StatusOK), nil
 		}
 	}
 	p.mu.Lock()
@@ -714,26 +725,27 @@ func (p *process) revocation(r *http.Request, token string) (*http.Response, err
 	return resp, err
 }
 
-// traits are how the cache of a world is.
+// traits describes the cache of a world.
 type traits struct {
-	there, locks bool
-	flaky        int  // of 100 calls fail
-	slow         bool // a Put may take effect after the caller has given it up
-	readOnly     bool // it refuses writes
+	there, locks bool // there is a cache, and it is a Locker
+	flaky        int  // how many of 100 calls fail
+	slow         bool // a Put may take effect after its caller has stopped waiting
+	readOnly     bool // Put fails
 	keepsAll     bool // Delete fails
-	losesLocks   bool // a lock ends by itself
+	losesLocks   bool // a lock may become free while it is held
 }
 
-// shelf is the cache's one place, and its lock.
+// shelf holds the cache's only entry and its lock.
 type shelf struct {
 	data    []byte
 	changed time.Time
 	holder  *process
-	lease   int           // counts locks
+	lease   int           // the number of locks so far
 	freed   chan struct{} // closed when the lock becomes free
 }
 
-// tokens are those on the shelf, which p's source can read. w.mu is held.
+// tokens returns the tokens on the shelf, if p's source can read them. w.mu is
+// held.
 func (s *shelf) tokens(p *process) []string {
 	if p.source.core.cache == nil || s.data == nil {
 		return nil
@@ -757,7 +769,7 @@ func (v view) place(data []byte) {
 	}
 }
 
-// free frees the lock if p has it. w.mu is held.
+// free releases the lock if p holds it. w.mu is held.
 func (s *shelf) free(p *process) {
 	if s.holder == p {
 		s.holder = nil
@@ -766,12 +778,12 @@ func (s *shelf) free(p *process) {
 	}
 }
 
-var errCache = errors.New("the cache is out of order")
+var errCache = errors.New("the cache fails")
 
-// view is the cache as one process sees it.
+// view is the cache as one process uses it.
 type view struct{ *process }
 
-// fail is what goes wrong before anything is done.
+// fail makes some calls to the cache fail before they do anything.
 func (v view) fail(ctx context.Context) error {
 	if err := v.step(ctx); err != nil {
 		return err
@@ -834,7 +846,7 @@ func (v view) Delete(ctx context.Context, _ string) error {
 	return v.step(ctx)
 }
 
-// lockingView is a view of a cache that locks.
+// lockingView is a view that is also a Locker.
 type lockingView struct{ view }
 
 func (v lockingView) Lock(ctx context.Context, _ string) (func(), error) {
@@ -872,8 +884,8 @@ func (v lockingView) Lock(ctx context.Context, _ string) (func(), error) {
 	}
 }
 
-// The model found this. A refresh in the background hangs, and a call waits for it
-// in vain; then it has little time left for a grant of its own.
+// A caller joins a refresh in the background that hangs. When the refresh
+// fails, the caller has little time left for a grant of its own.
 func TestRefusedTokenThatIsNotReplacedInTimeIsReturned(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -33,7 +33,7 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 		name  string
 		creds Credentials
 		opts  []Option
-		want  []string // each is in the error
+		want  []string // parts of the error
 	}{
 		{"no client ID", Credentials{ClientSecret: "s"}, []Option{scopes}, []string{"Credentials.ClientID", "empty", "public key"}},
 		{"no secret", Credentials{ClientID: "id"}, []Option{scopes}, []string{"Credentials.ClientSecret", "empty", "secret key"}},
@@ -116,24 +116,24 @@ func TestNewTokenSourceNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestNewTokenSourceTakesWhatIsRight(t *testing.T) {
+func TestNewTokenSourceAcceptsValidArguments(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string][]Option{
-		"only scopes":            {WithScopes(pingScope, "/accounts/6f9c2d1e-8f3b-4a39-9a5e-1c2d3e4f5a6b/transfers.write")},
-		"only a refresh token":   {WithToken(&oauth2.Token{RefreshToken: "r"})},
-		"a gateway at /oauth2":   {WithScopes(pingScope), WithBaseURL("https://gateway.example.com/oauth2")},
-		"an older version":       {WithScopes(pingScope), WithVersion("v2024.00.00")},
-		"dev":                    {WithScopes(pingScope), WithVersion("dev")},
-		"latest":                 {WithScopes(pingScope), WithVersion("latest")},
-		"localhost":              {WithScopes(pingScope), WithBaseURL("http://localhost:8080")},
-		"the loopback of IPv6":   {WithScopes(pingScope), WithBaseURL("http://[::1]:8080/")},
-		"another loopback":       {WithScopes(pingScope), WithBaseURL("http://127.1.2.3")},
-		"an origin with a port":  {WithScopes(pingScope), WithOrigin("http://localhost:3000")},
-		"the default auth style": {WithScopes(pingScope), WithAuthStyle(oauth2.AuthStyleAutoDetect)},
-		"no early refresh":       {WithScopes(pingScope), WithEarlyRefresh(0)},
-		"a millisecond":          {WithScopes(pingScope), WithTimeout(time.Millisecond)},
-		"a hint, for nothing":    {WithScopes(pingScope), WithTokenTypeHint(RefreshToken)},
-		"an opaque token":        {WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "a", TokenType: "opaque"})},
+		"only scopes":              {WithScopes(pingScope, "/accounts/6f9c2d1e-8f3b-4a39-9a5e-1c2d3e4f5a6b/transfers.write")},
+		"only a refresh token":     {WithToken(&oauth2.Token{RefreshToken: "r"})},
+		"a gateway at /oauth2":     {WithScopes(pingScope), WithBaseURL("https://gateway.example.com/oauth2")},
+		"an older version":         {WithScopes(pingScope), WithVersion("v2024.00.00")},
+		"dev":                      {WithScopes(pingScope), WithVersion("dev")},
+		"latest":                   {WithScopes(pingScope), WithVersion("latest")},
+		"localhost":                {WithScopes(pingScope), WithBaseURL("http://localhost:8080")},
+		"the loopback of IPv6":     {WithScopes(pingScope), WithBaseURL("http://[::1]:8080/")},
+		"another loopback":         {WithScopes(pingScope), WithBaseURL("http://127.1.2.3")},
+		"an origin with a port":    {WithScopes(pingScope), WithOrigin("http://localhost:3000")},
+		"the default auth style":   {WithScopes(pingScope), WithAuthStyle(oauth2.AuthStyleAutoDetect)},
+		"no early refresh":         {WithScopes(pingScope), WithEarlyRefresh(0)},
+		"a millisecond":            {WithScopes(pingScope), WithTimeout(time.Millisecond)},
+		"a hint, which is ignored": {WithScopes(pingScope), WithTokenTypeHint(RefreshToken)},
+		"an opaque token":          {WithScopes(pingScope), WithToken(&oauth2.Token{AccessToken: "a", TokenType: "opaque"})},
 	} {
 		_, err := NewTokenSource(testCredentials, opts...)
 		assert.NoError(t, err, name)
@@ -144,13 +144,13 @@ func TestNewTokenSourceTakesWhatIsRight(t *testing.T) {
 	}
 }
 
-// wire makes a token request with opts, and returns it as it was sent.
+// wire makes a token request with opts and returns the request as it was sent.
 func wire(t *testing.T, opts ...Option) *http.Request {
 	t.Helper()
 	base := new(sink)
 	s, err := NewTokenSource(testCredentials, append([]Option{WithScopes(pingScope), WithHTTPClient(&http.Client{Transport: base})}, opts...)...)
 	require.NoError(t, err)
-	_, err = hurried(s).Token()
+	_, err = noJitter(s).Token()
 	require.Error(t, err)
 	body, err := base.last.GetBody()
 	require.NoError(t, err)
@@ -199,7 +199,8 @@ func TestLastOfTwoOptionsCounts(t *testing.T) {
 	assert.Equal(t, "/a.read /b.read", server.TokenRequests()[0].Form.Get("scope"), "a source has its own copy")
 }
 
-// Whatever is accepted as an origin or a base URL is one, and safe.
+// WithOrigin accepts only origins. WithBaseURL accepts only URLs with https or
+// on a loopback address.
 func FuzzURLs(f *testing.F) {
 	for _, u := range []string{"https://example.com", "http://localhost:1", "http://127.0.0.1", "https://a@b", "https://h/p?q#f", "http://[::1%25lo]", "HTTPS://x", "https://h:port"} {
 		f.Add(u)
@@ -240,7 +241,8 @@ func TestCredentialsPrintMasked(t *testing.T) {
 	assert.Equal(t, "{ClientID:public-key ClientSecret:***}", testCredentials.String())
 }
 
-// What was marshalled can be read back. Its mask is refused with the reason.
+// Marshalled credentials can be read back, but NewTokenSource refuses the mask
+// and says why.
 func TestCredentialsInJSON(t *testing.T) {
 	t.Parallel()
 	type holder struct{ Own, Other Credentials }
@@ -257,9 +259,9 @@ func TestCredentialsInJSON(t *testing.T) {
 	assert.Equal(t, testCredentials, c)
 }
 
-// The table of docs/operations.md has each record that the source contains, with
-// the attributes that it has when it is logged.
-func TestLogRecordsAreThoseOfTheTable(t *testing.T) {
+// The table in docs/operations.md lists each record that the source code can
+// log, with the attributes that it has when it is logged.
+func TestLogRecordsMatchTheTable(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
@@ -271,26 +273,26 @@ func TestLogRecordsAreThoseOfTheTable(t *testing.T) {
 		s := sourceOf(t, server, append(opts, cache)...)
 		server.Enqueue(answers(503), answers(401))
 		_, err := s.Token()
-		require.Error(t, err) // attempt failed; no token obtained
+		require.Error(t, err) // logs: attempt failed; no token obtained
 		time.Sleep(time.Minute)
-		token(t, s)                                           // token obtained
-		token(t, sourceOf(t, server, append(opts, cache)...)) // token adopted from the cache
+		token(t, s)                                           // logs: token obtained
+		token(t, sourceOf(t, server, append(opts, cache)...)) // logs: token adopted from the cache
 		server.Enqueue(answers(403))
-		require.Error(t, s.Revoke(t.Context())) // token not revoked; token revoked
+		require.Error(t, s.Revoke(t.Context())) // logs: token not revoked; token revoked
 
 		server.Enqueue(answers(429))
 		s = sourceOf(t, server, append(opts, WithLimiter(new(countingLimiter)))...)
-		token(t, s) // refused with 429; waiting for the Limiter again
+		token(t, s) // logs: refused with 429; waiting for the Limiter again
 		time.Sleep(time.Hour)
 		server.Enqueue(answers(403), moovtest.Answer{Body: `{"access_token":"x","refresh_token":"y","scope":"/a.read"}`})
-		token(t, s) // the refresh token failed; the token is not what was asked for
+		token(t, s) // logs: the refresh token failed; the token is not what was asked for
 
 		s = sourceOf(t, server, append(opts, WithCache(fakeCache{
 			get:  func(context.Context) ([]byte, error) { return nil, errors.New("down") },
 			put:  func(context.Context, []byte) error { return nil },
 			lock: func(context.Context) (func(), error) { return nil, errors.New("down") },
 		}))...)
-		token(t, s) // the cache failed
+		token(t, s) // logs: the cache failed
 
 		synctest.Wait()
 
@@ -322,13 +324,13 @@ func TestLogRecordsAreThoseOfTheTable(t *testing.T) {
 				calls += len(logCall.FindAll(text, -1))
 			}
 		}
-		assert.Equal(t, len(documented), calls, "of log in the source")
+		assert.Equal(t, len(documented), calls, "calls of log in the source code")
 	})
 }
 
 var logCall = regexp.MustCompile(`\.log\(|\.logger\.(Debug|Info|Warn|Error)`)
 
-// It changes slog.Default, so it does not run in parallel.
+// This test changes slog.Default, so it does not run in parallel.
 func TestNothingIsLoggedByDefault(t *testing.T) {
 	var log strings.Builder
 	before := slog.Default()
@@ -341,7 +343,7 @@ func TestNothingIsLoggedByDefault(t *testing.T) {
 	assert.Empty(t, log.String())
 }
 
-func TestScopesOfARecordAreCut(t *testing.T) {
+func TestScopesOfARecordAreShortened(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	of := func(scopes ...string) string {
@@ -379,7 +381,7 @@ func TestGrantsAndRevocationsAreLoggedWithTheirDuration(t *testing.T) {
 		server.Enqueue(moovtest.Answer{Status: 429, Header: http.Header{"Retry-After": {"60"}}})
 		require.Error(t, revoke(ctx, WithLimiter(new(countingLimiter))))
 		require.Len(t, log.of("token not revoked"), 1)
-		assert.Equal(t, 10*time.Second, log.of("token not revoked")[0]["duration"].Duration(), "also if it ends while it waits for the Limiter")
+		assert.Equal(t, 10*time.Second, log.of("token not revoked")[0]["duration"].Duration(), "also if the revocation ends while it waits for the Limiter")
 	})
 }
 
@@ -392,11 +394,11 @@ func TestRepeatedWarningIsLoggedOnce(t *testing.T) {
 		const absent, long = "expires_in is absent, unreadable or in the past: 5 minutes are assumed", "expires_in is more than 30 days ahead: 30 days are assumed"
 		for n, step := range []struct {
 			members string
-			want    []string // missing_scopes and lifetime of a new record
+			want    []string // missing_scopes and lifetime of the record; nil: no record
 		}{
 			{`"scope":"/a.read /b.read"`, []string{"", absent}},
 			{`"expires_in":0`, nil},
-			{`"expires_in":900`, nil}, // as it should be
+			{`"expires_in":900`, nil}, // a correct reply
 			{`"expires_in":-5`, []string{"", absent}},
 			{`"expires_in":900,"scope":""`, nil},
 			{`"expires_in":4000000`, []string{"", long}},

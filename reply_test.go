@@ -18,8 +18,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// readAnswer reads an answer to a client-credentials request, which was sent at
-// sent.
+// readAnswer reads an answer to a client-credentials request that was sent at
+// the time sent.
 func readAnswer(t testing.TB, status int, header http.Header, body string, sent time.Time, opts ...Option) (*reply, error) {
 	t.Helper()
 	c, err := newConfig(testCredentials, opts)
@@ -28,8 +28,7 @@ func readAnswer(t testing.TB, status int, header http.Header, body string, sent 
 	return c.readReply(r, &http.Response{StatusCode: status, Header: header}, []byte(body), instant{wall: sent.UnixNano()})
 }
 
-// The expiry of a token that lives for 15 minutes, in all the ways that a server
-// may say it.
+// A server may state in several ways that a token lives for 15 minutes.
 func TestExpiresIn(t *testing.T) {
 	t.Parallel()
 	const skew = time.Hour
@@ -40,22 +39,22 @@ func TestExpiresIn(t *testing.T) {
 		server    time.Duration // how far the server's clock is ahead of ours
 		noDate    bool
 	}{
-		"timestamp":                               {timestamp, 0, false},
-		"timestamp, no Date":                      {timestamp, 0, true},
-		"timestamp in a string":                   {func(now time.Time) string { return fmt.Sprintf(`"%d"`, now.Unix()+900) }, 0, false},
-		"timestamp as a float":                    {func(now time.Time) string { return fmt.Sprintf(`%d.5e0`, now.Unix()+900) }, 0, false},
-		"timestamp, local clock an hour slow":     {timestamp, skew, false},
-		"timestamp, local clock an hour fast":     {timestamp, -skew, false},
-		"seconds":                                 {seconds, 0, false},
-		"seconds, no Date":                        {seconds, 0, true},
-		"seconds in a string":                     {func(time.Time) string { return `"900"` }, 0, false},
-		"seconds, local clock an hour slow":       {seconds, skew, false},
-		"seconds, local clock an hour fast":       {seconds, -skew, false},
-		"seconds, no Date, local clock an hour …": {seconds, skew, true},
+		"timestamp":                                  {timestamp, 0, false},
+		"timestamp, no Date":                         {timestamp, 0, true},
+		"timestamp in a string":                      {func(now time.Time) string { return fmt.Sprintf(`"%d"`, now.Unix()+900) }, 0, false},
+		"timestamp as a float":                       {func(now time.Time) string { return fmt.Sprintf(`%d.5e0`, now.Unix()+900) }, 0, false},
+		"timestamp, local clock an hour slow":        {timestamp, skew, false},
+		"timestamp, local clock an hour fast":        {timestamp, -skew, false},
+		"seconds":                                    {seconds, 0, false},
+		"seconds, no Date":                           {seconds, 0, true},
+		"seconds in a string":                        {func(time.Time) string { return `"900"` }, 0, false},
+		"seconds, local clock an hour slow":          {seconds, skew, false},
+		"seconds, local clock an hour fast":          {seconds, -skew, false},
+		"seconds, no Date, local clock an hour slow": {seconds, skew, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				time.Sleep(30 * 365 * 24 * time.Hour) // a bubble begins in 2000
+				time.Sleep(30 * 365 * 24 * time.Hour) // a bubble starts in the year 2000
 				now := func() time.Time { return time.Now().Add(c.server) }
 				server := inMemory(t, moovtest.WithClock(now))
 				answer := moovtest.Answer{Body: `{"access_token":"x","expires_in":` + c.expiresIn(now()) + `}`}
@@ -78,8 +77,8 @@ func TestTimestampWithoutDateIsReadToTheMillisecond(t *testing.T) {
 	assert.Equal(t, 9250*time.Millisecond, r.lifetime)
 }
 
-// Why x/oauth2's own source is not enough, as the README shows it.
-func TestXOAuth2TakesATimestampFor55Years(t *testing.T) {
+// The README names this reason not to use x/oauth2's own source.
+func TestXOAuth2ReadsATimestampAs55Years(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	server.Enqueue(moovtest.Answer{Body: `{"access_token":"x","expires_in":1736964352}`})
@@ -167,11 +166,11 @@ func TestUnusableReplyIsATemporaryFailure(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	server.Enqueue(moovtest.Answer{Body: "<p>Sign in</p>"}, moovtest.Answer{Status: 204})
-	token(t, hurried(sourceOf(t, server)))
+	token(t, noJitter(sourceOf(t, server)))
 	assert.Len(t, server.TokenRequests(), 3)
 }
 
-func TestOddRepliesThatAreTaken(t *testing.T) {
+func TestUnusualRepliesThatAreAccepted(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{
 		"\xef\xbb\xbf" + `{"access_token":"a"}`,
@@ -187,7 +186,7 @@ func TestOddRepliesThatAreTaken(t *testing.T) {
 	}
 }
 
-func TestTokenOf64KiBIsTaken(t *testing.T) {
+func TestTokenOf64KiBIsAccepted(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	long := strings.Repeat("a", 64<<10)
@@ -200,12 +199,13 @@ func TestReplyOfMoreThanAMebibyteIsUnusable(t *testing.T) {
 	server := onLoopback(t)
 	long := moovtest.Answer{Body: `{"access_token":"a"}` + strings.Repeat(" ", maxBody)}
 	server.Enqueue(long, long, long)
-	_, err := hurried(sourceOf(t, server)).Token()
+	_, err := noJitter(sourceOf(t, server)).Token()
 	require.ErrorContains(t, err, "larger than 1048576 bytes")
 	assertFlags(t, err, true, false)
 }
 
-// Extra finds what that of x/oauth2's own sources finds, but for the two tokens.
+// Extra finds the same members as in a token of x/oauth2's own sources, except
+// for the two tokens.
 func TestExtraFindsWhatXOAuth2Finds(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
@@ -261,8 +261,8 @@ func TestRetryAfter(t *testing.T) {
 	assert.ErrorContains(t, err, "; retry after 7s")
 }
 
-// Whatever a server answers: a token can be used, and lives between a second and
-// 30 days, or there is an error of one short line.
+// Whatever a server answers, the result is a usable token that lives between a
+// second and 30 days, or an error of one short line.
 func FuzzTokenReply(f *testing.F) {
 	for _, body := range []string{
 		`{"access_token":"a","refresh_token":"r","token_type":"Bearer","expires_in":1795446000,"scope":"/ping.read"}`,
@@ -302,8 +302,8 @@ func FuzzRetryAfter(f *testing.F) {
 	})
 }
 
-// Whatever a server answers: the error is one short line, and what is known to
-// be secret is not in it.
+// Whatever a server answers, the error is one short line without any known
+// secret.
 func FuzzErrorReply(f *testing.F) {
 	secret := testCredentials.ClientSecret
 	for _, body := range []string{

@@ -98,7 +98,7 @@ func TestUserAgentNamesTheVersionOfTheChangelog(t *testing.T) {
 	assert.Equal(t, "moovauth/"+version, userAgent)
 }
 
-// gaps are the times between the token requests that server saw.
+// gaps returns the times between the token requests that server received.
 func gaps(server *moovtest.Server) (all []time.Duration) {
 	seen := server.TokenRequests()
 	for i := range seen[1:] {
@@ -130,7 +130,7 @@ func TestSecondAttemptSucceeds(t *testing.T) {
 	for _, status := range []int{408, 421, 425, 429, 500, 503} {
 		server := onLoopback(t)
 		server.Enqueue(moovtest.Answer{Status: status})
-		token(t, hurried(sourceOf(t, server)))
+		token(t, noJitter(sourceOf(t, server)))
 		assert.Len(t, server.TokenRequests(), 2, status)
 	}
 }
@@ -164,14 +164,14 @@ func TestBackOffHasFullJitter(t *testing.T) {
 		}
 		assert.Greater(t, len(first), 50)
 		assert.Greater(t, len(second), 50)
-		assert.Greater(t, longest, 200*time.Millisecond, "it doubles")
+		assert.Greater(t, longest, 200*time.Millisecond, "the back-off doubles")
 	})
 }
 
 func TestRevocationIsRetriedLikeATokenRequest(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
-	s := hurried(sourceOf(t, server))
+	s := noJitter(sourceOf(t, server))
 	token(t, s)
 	server.Enqueue(moovtest.Answer{Status: 503}, moovtest.Answer{Status: 421})
 	require.NoError(t, s.Revoke(t.Context()))
@@ -197,15 +197,15 @@ func TestCancelledRevokeDoesNotWaitForItsNextAttempt(t *testing.T) {
 	})
 }
 
-func TestServersWaitReplacesTheBackOff(t *testing.T) {
+func TestRetryAfterReplacesTheBackOff(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		header http.Header
 		want   time.Duration
 	}{
 		"seconds":                 {http.Header{"Retry-After": {"7"}}, 7 * time.Second},
-		"the same twice":          {http.Header{"Retry-After": {"120, 120"}}, 2 * time.Minute},
-		"two in one line":         {http.Header{"Retry-After": {"30,120"}}, 2 * time.Minute},
+		"the same value twice":    {http.Header{"Retry-After": {"120, 120"}}, 2 * time.Minute},
+		"two values in one line":  {http.Header{"Retry-After": {"30,120"}}, 2 * time.Minute},
 		"two lines":               {http.Header{"Retry-After": {"120", "30"}}, 2 * time.Minute},
 		"a date":                  {http.Header{"Retry-After": {"Sat, 01 Jan 2000 12:00:07 GMT"}, "Date": {"Sat, 01 Jan 2000 12:00:00 GMT"}}, 7 * time.Second},
 		"X-Retry-In":              {http.Header{"X-Retry-In": {"7000"}}, 7 * time.Second},
@@ -227,7 +227,7 @@ func TestServersWaitReplacesTheBackOff(t *testing.T) {
 	}
 }
 
-func TestWaitThatDoesNotFitFailsAtOnce(t *testing.T) {
+func TestRetryAfterLongerThanTheTimeoutFailsAtOnce(t *testing.T) {
 	t.Parallel()
 	for asked, want := range map[string]time.Duration{"40": 40 * time.Second, "99999999999999999999": time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
@@ -246,8 +246,8 @@ func TestWaitThatDoesNotFitFailsAtOnce(t *testing.T) {
 	}
 }
 
-// pool says that each request goes out on a connection that was used before, or
-// on a new one. It counts how often its idle connections are closed.
+// pool is a transport which reports that each request is sent on a reused
+// connection, or on a new one. It counts the calls of CloseIdleConnections.
 type pool struct {
 	http.RoundTripper
 	reused bool
@@ -261,20 +261,20 @@ func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (p *pool) CloseIdleConnections() { p.closed.Add(1) }
 
-// pooled returns an option for requests through a pool.
+// pooled returns a pool in front of server, and the option to use it.
 func pooled(server *moovtest.Server, reused bool) (Option, *pool) {
 	p := &pool{RoundTripper: server.Transport(), reused: reused}
 	return WithHTTPClient(&http.Client{Transport: p}), p
 }
 
-func TestSlowEndpointIsNoFailure(t *testing.T) {
+func TestSlowEndpointIsNotAFailure(t *testing.T) {
 	t.Parallel()
 	for _, latency := range []time.Duration{11 * time.Second, 15 * time.Second, 20 * time.Second} {
 		for name, c := range map[string]struct {
 			opts     []Option
 			reused   bool
 			requests []string
-			early    time.Duration // what an attempt that is given up takes
+			early    time.Duration // how long an abandoned attempt lasts
 		}{
 			"new connection":               {nil, false, []string{grantClientCredentials}, 0},
 			"reused connection":            {nil, true, []string{grantClientCredentials, grantClientCredentials}, 5 * time.Second},
@@ -287,7 +287,7 @@ func TestSlowEndpointIsNoFailure(t *testing.T) {
 					answer := moovtest.Answer{Latency: latency, Body: `{"access_token":"x","expires_in":900}`}
 					server.SetAnswer(&answer)
 					client, connections := pooled(server, c.reused)
-					s := hurried(sourceOf(t, server, append(c.opts, client)...))
+					s := noJitter(sourceOf(t, server, append(c.opts, client)...))
 					began := time.Now()
 					token(t, s)
 					assert.Equal(t, c.requests, grantTypes(server))
@@ -303,7 +303,7 @@ func TestSlowEndpointIsNoFailure(t *testing.T) {
 	}
 }
 
-func TestAttemptOnAReusedConnectionIsGivenUpOnceInAGrant(t *testing.T) {
+func TestAttemptOnAReusedConnectionIsAbandonedOnceInAGrant(t *testing.T) {
 	t.Parallel()
 	for timeout, first := range map[time.Duration]time.Duration{
 		30 * time.Second: 5 * time.Second,
@@ -316,8 +316,8 @@ func TestAttemptOnAReusedConnectionIsGivenUpOnceInAGrant(t *testing.T) {
 				server := inMemory(t)
 				client, connections := pooled(server, true)
 				server.SetAnswer(&moovtest.Answer{Latency: time.Hour})
-				s := hurried(sourceOf(t, server, client, WithTimeout(timeout)))
-				for call := range int64(2) { // the next grant may give up an attempt again
+				s := noJitter(sourceOf(t, server, client, WithTimeout(timeout)))
+				for call := range int64(2) { // the next grant may abandon an attempt again
 					began, before := time.Now(), len(server.TokenRequests())
 					_, err := s.Token()
 					require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -339,7 +339,7 @@ func TestAttemptOnAReusedConnectionIsGivenUpOnceInAGrant(t *testing.T) {
 	}
 }
 
-func TestRefreshThatIsGivenUpIsFollowedByClientCredentials(t *testing.T) {
+func TestAbandonedRefreshIsFollowedByClientCredentials(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithReuseDetection())
@@ -350,7 +350,7 @@ func TestRefreshThatIsGivenUpIsFollowedByClientCredentials(t *testing.T) {
 		server.SetLatency(11 * time.Second)
 		began := time.Now()
 		assert.True(t, server.Alive(token(t, s).AccessToken))
-		assert.Equal(t, 16*time.Second+firstBackOff, time.Since(began), "only the first attempt is given up")
+		assert.Equal(t, 16*time.Second+firstBackOff, time.Since(began), "only the first attempt is abandoned")
 		assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials}, grantTypes(server))
 	})
 }
@@ -370,7 +370,7 @@ func TestRevokeRequestOnADeadConnectionIsRepeated(t *testing.T) {
 	})
 }
 
-// slowBody is a body that takes its time.
+// slowBody is a body whose reads take 10 s each.
 type slowBody struct {
 	io.ReadCloser
 	ctx context.Context
@@ -383,7 +383,7 @@ func (b slowBody) Read(p []byte) (int, error) {
 	return b.ReadCloser.Read(p)
 }
 
-func TestReplyThatHasBegunIsNotGivenUp(t *testing.T) {
+func TestReplyThatHasBegunIsNotAbandoned(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -398,7 +398,8 @@ func TestReplyThatHasBegunIsNotGivenUp(t *testing.T) {
 	})
 }
 
-// protocols are the two that real connections are tested with.
+// protocols maps the protocols of real connections to the http2 argument of
+// overTLS.
 var protocols = map[string]bool{"HTTP/1.1": false, "HTTP/2": true}
 
 // overTLS returns a TLS server with handler, and a transport that trusts it.
@@ -419,13 +420,13 @@ func overTLS(t testing.TB, http2 bool, handler http.Handler) (*httptest.Server, 
 	return server, transport
 }
 
-// nat forwards TCP connections until it forgets those that there are. It then
-// swallows what comes on them, without a word to either side.
+// nat forwards TCP connections. After forget, it silently drops everything that
+// arrives on the connections that existed then.
 type nat struct {
 	net.Listener
 	mu       sync.Mutex
 	accepted int
-	forgot   *atomic.Bool // of the connections that are made now
+	forgot   *atomic.Bool // whether to drop the data of connections that are made from now on
 	open     []net.Conn
 }
 
@@ -495,8 +496,9 @@ func (n *nat) connections() int {
 	return n.accepted
 }
 
-// A NAT or a load balancer forgets the connections without a word. Without help
-// the kernel sends again for a quarter of an hour.
+// A NAT or a load balancer drops the connections silently. Without the rule for
+// reused connections, the kernel would send the request again for a quarter of
+// an hour.
 func TestDeadConnectionsCostOneAttempt(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 6 s")
@@ -546,15 +548,15 @@ func TestDeadConnectionsCostOneAttempt(t *testing.T) {
 			second, err := s.Token()
 			require.NoError(t, err, "the first grant succeeds")
 			assert.True(t, moov.Alive(second.AccessToken))
-			assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(moov), "the attempt that was given up has not arrived")
+			assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(moov), "the abandoned attempt has not arrived")
 			assert.Equal(t, c.pool+1, nat.connections(), "one new connection")
 		})
 	}
 }
 
-// A mesh that lost the reply of its upstream answers for it. The upstream had the
-// request, and has used the refresh token up.
-func TestProxyThatAnswersForALostReplyKillsNothing(t *testing.T) {
+// A service mesh has lost the reply of its upstream and answers itself. The
+// upstream received the request and has used up the refresh token.
+func TestTokensStayAliveIfAProxyAnswersForALostReply(t *testing.T) {
 	t.Parallel()
 	for name, http2 := range protocols {
 		for _, status := range []int{500, 502, 503} {
@@ -566,7 +568,7 @@ func TestProxyThatAnswersForALostReplyKillsNothing(t *testing.T) {
 				mesh := httputil.NewSingleHostReverseProxy(upstream)
 				mesh.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(status) }
 				front, transport := overTLS(t, http2, mesh)
-				s := hurried(sourceOf(t, moov, WithBaseURL(front.URL), WithHTTPClient(&http.Client{Transport: transport})))
+				s := noJitter(sourceOf(t, moov, WithBaseURL(front.URL), WithHTTPClient(&http.Client{Transport: transport})))
 
 				first := token(t, s)
 				moov.Enqueue(moovtest.Answer{Lost: true})
@@ -574,7 +576,7 @@ func TestProxyThatAnswersForALostReplyKillsNothing(t *testing.T) {
 				second := token(t, s)
 				assert.Equal(t, []string{grantClientCredentials, grantRefreshToken, grantClientCredentials}, grantTypes(moov), "the refresh token is sent once")
 				for _, issued := range []string{first.AccessToken, second.AccessToken, second.RefreshToken} {
-					assert.True(t, moov.Alive(issued), "all that callers got stays alive")
+					assert.True(t, moov.Alive(issued), "all tokens that callers got stay alive")
 				}
 			})
 		}
@@ -594,7 +596,7 @@ func TestRefreshTokenIsSentAgainIfItCannotHaveBeenUsed(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, network, addr)
 	}}
-	s := hurried(sourceOf(t, server, WithHTTPClient(&http.Client{Transport: transport})))
+	s := noJitter(sourceOf(t, server, WithHTTPClient(&http.Client{Transport: transport})))
 	first := token(t, s)
 	down.Store(true)
 	server.Enqueue(moovtest.Answer{Status: 429})
@@ -617,7 +619,7 @@ func (c *counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.RoundTripper.RoundTrip(r)
 }
 
-func TestTLSThatCannotWorkIsPermanent(t *testing.T) {
+func TestWrongTLSConfigurationIsAPermanentFailure(t *testing.T) {
 	t.Parallel()
 	const certificates, address = "check WithBaseURL, the clock, and the root certificates", "check the scheme and the port of WithBaseURL"
 	for protocol, http2 := range protocols {
@@ -672,7 +674,7 @@ func TestTLSThatCannotWorkIsPermanent(t *testing.T) {
 }
 
 // saying returns the address of a server that sends text on each connection,
-// whatever it is asked, and then ends the connection.
+// whatever the request is, and then calls end.
 func saying(t testing.TB, text string, end func(*net.TCPConn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -697,15 +699,15 @@ func saying(t testing.TB, text string, end func(*net.TCPConn)) string {
 
 func hangUp(conn *net.TCPConn) {
 	_ = conn.CloseWrite()
-	_, _ = io.Copy(io.Discard, conn) // else the rest of the request causes a reset
+	_, _ = io.Copy(io.Discard, conn) // otherwise the unread rest of the request causes a reset
 }
 
 func reset(conn *net.TCPConn) { _ = conn.SetLinger(0) }
 
-// silence lasts until the client hangs up.
+// silence sends nothing until the client closes the connection.
 func silence(conn *net.TCPConn) { _, _ = io.Copy(io.Discard, conn) }
 
-// endless repeats text until the client hangs up.
+// endless repeats text until the client closes the connection.
 func endless(text string) func(*net.TCPConn) {
 	return func(conn *net.TCPConn) {
 		for err := error(nil); err == nil; {
@@ -720,7 +722,7 @@ const (
 	freshReply = `{"access_token":"` + freshToken + `","token_type":"Bearer","expires_in":900}`
 )
 
-// TestFaultsOnTheWire has more of them.
+// TestFaultsOnTheWire has more cases.
 func TestBrokenRepliesAreTemporaryFailures(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -741,7 +743,7 @@ func TestBrokenRepliesAreTemporaryFailures(t *testing.T) {
 			wire := &counting{RoundTripper: &http.Transport{}}
 			s, err := NewTokenSource(testCredentials, WithScopes(pingScope), WithBaseURL("http://"+saying(t, c.text, c.end)), WithHTTPClient(&http.Client{Transport: wire}))
 			require.NoError(t, err)
-			_, err = hurried(s).Token()
+			_, err = noJitter(s).Token()
 			require.ErrorContains(t, err, c.want)
 			require.ErrorContains(t, err, "after 3 attempts")
 			assertFlags(t, err, true, false)
@@ -819,7 +821,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 			redirect := moovtest.Answer{Status: status, Header: http.Header{"Location": {elsewhere.URL + "/oauth2/token"}}}
 			server.Enqueue(redirect, redirect)
 			client := server.Client()
-			client.CheckRedirect = func(*http.Request, []*http.Request) error { return nil } // it would follow them
+			client.CheckRedirect = func(*http.Request, []*http.Request) error { return nil } // which would follow redirects
 			_, err := sourceOf(t, server, WithHTTPClient(client)).Token()
 			var refused *Error
 			require.ErrorAs(t, err, &refused)
@@ -836,18 +838,19 @@ func TestStreamResetOverHTTP2IsATemporaryFailure(t *testing.T) {
 	moov := onLoopback(t)
 	server, transport := overTLS(t, true, moov)
 	moov.Enqueue(moovtest.Answer{Lost: true})
-	token(t, hurried(sourceOf(t, moov, WithBaseURL(server.URL), WithHTTPClient(&http.Client{Transport: transport}))))
+	token(t, noJitter(sourceOf(t, moov, WithBaseURL(server.URL), WithHTTPClient(&http.Client{Transport: transport}))))
 	assert.Len(t, moov.TokenRequests(), 2)
 }
 
-// countingLimiter lets a request go after a time, and writes down what it hears.
+// countingLimiter is a Limiter whose Wait takes a given time. It records the
+// calls of its methods.
 type countingLimiter struct {
 	mu        sync.Mutex
 	wait      time.Duration
-	source    *TokenSource // if set, its phase is noted when it waits
+	source    *TokenSource // if set, each Wait records its phase
 	waits     int
 	phases    []string
-	deadlines int // contexts with a deadline
+	deadlines int // the number of contexts with a deadline
 	refused   []time.Duration
 	unused    int
 }
@@ -885,12 +888,12 @@ func (l *countingLimiter) set(wait time.Duration) {
 	l.wait = wait
 }
 
-// plainLimiter is a Limiter without more methods, as a rate.Limiter is.
+// plainLimiter is a Limiter without the optional methods, as a rate.Limiter is.
 type plainLimiter func(ctx context.Context) error
 
 func (f plainLimiter) Wait(ctx context.Context) error { return f(ctx) }
 
-// busy are n answers with 429.
+// busy returns n answers with status 429.
 func busy(n int, retryAfter string) []moovtest.Answer {
 	answers := make([]moovtest.Answer, n)
 	for i := range answers {
@@ -912,7 +915,7 @@ func TestEachTokenAndRevokeRequestWaitsForTheLimiter(t *testing.T) {
 		server.Enqueue(moovtest.Answer{Status: http.StatusServiceUnavailable})
 		_, err := s.TokenContext(ctx)
 		require.NoError(t, err)
-		assert.Equal(t, 2, l.waits, "also a second attempt")
+		assert.Equal(t, 2, l.waits, "a second attempt waits, too")
 		one, err := RequestToken(ctx, credentialsOf(server), append(opts, WithScopes(pingScope))...)
 		require.NoError(t, err)
 		require.NoError(t, Revoke(ctx, credentialsOf(server), one.AccessToken, opts...))
@@ -945,7 +948,7 @@ func TestAPICallsDoNotConcernTheLimiter(t *testing.T) {
 			resp, err := s.Client().Get(server.URL + "/busy")
 			require.NoError(t, err)
 			resp.Body.Close()
-			assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode, "the caller gets it as it is")
+			assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode, "the caller gets the 429 unchanged")
 		}
 		assert.Equal(t, 1, l.waits, "for the token")
 		assert.Empty(t, l.refused)
@@ -998,7 +1001,7 @@ func TestRequestIsRepeatedAfterEach429WhileACallerWaits(t *testing.T) {
 		server.Enqueue(append(busy(10, "20"), busy(1, "")...)...)
 		began := time.Now()
 		token(t, s)
-		assert.Equal(t, 12*time.Second+10*20*time.Second+firstBackOff, time.Since(began), "without jitter: the limiter knows")
+		assert.Equal(t, 12*time.Second+10*20*time.Second+firstBackOff, time.Since(began), "without jitter, since the limiter is told of each 429")
 		assert.Equal(t, 12, l.waits)
 		require.Len(t, l.refused, 11)
 		assert.Equal(t, 20*time.Second, l.refused[0])
@@ -1088,14 +1091,14 @@ func TestRefreshLeavesTheQueueIfACallerNeedsAToken(t *testing.T) {
 		began := time.Now()
 		assert.NotEqual(t, old.AccessToken, token(t, s).AccessToken)
 		assert.Zero(t, time.Since(began), "a caller does not wait behind a refresh whose token has expired")
-		assert.Equal(t, []string{PhaseNone, PhaseStale, PhaseNone}, l.phases, "the grant of its own is of another class")
+		assert.Equal(t, []string{PhaseNone, PhaseStale, PhaseNone}, l.phases, "the caller's own grant waits while there is no token")
 		assert.Len(t, server.TokenRequests(), 2)
 		assert.Zero(t, l.unused, "the refresh had no turn")
 		assert.Nil(t, s.Stats().LastError)
 	})
 }
 
-func TestTurnOfARefreshWhoseTokenHasExpiredIsGivenBack(t *testing.T) {
+func TestTurnOfARefreshIsReturnedIfTheTokenHasExpired(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -1127,7 +1130,7 @@ func TestRevokeDoesNotWaitForAGrantInTheQueue(t *testing.T) {
 				if !background {
 					s.Invalidate(tok.AccessToken)
 				}
-				caller.Go(func() { token(t, s) }) // a caller whose grant gives way starts another
+				caller.Go(func() { token(t, s) }) // if its grant gives way to Revoke, the caller starts another
 				synctest.Wait()
 				l.set(0)
 				began := time.Now()
@@ -1140,7 +1143,7 @@ func TestRevokeDoesNotWaitForAGrantInTheQueue(t *testing.T) {
 	}
 }
 
-func TestLimiterThatFailsFailsOneGrant(t *testing.T) {
+func TestErrorOfTheLimiterFailsOneGrant(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -1168,12 +1171,12 @@ func TestLimiterThatFailsFailsOneGrant(t *testing.T) {
 }
 
 // pacer lets requests go one after the other, in the order in which they came.
-// The place of a turn that was not needed is given to the next one.
+// If a turn is returned unused, the next request gets its place.
 type pacer struct {
 	countingLimiter
 	interval time.Duration
-	due      chan time.Time // when the next turn is
-	reused   int            // turns that were not needed and went to another
+	due      chan time.Time // the time of the next turn
+	reused   int            // unused turns that went to another request
 }
 
 func newPacer(interval time.Duration) *pacer {
@@ -1222,7 +1225,7 @@ func TestReplicasWithACacheAndALimiterMakeOneRequestForEachAccount(t *testing.T)
 	for name, c := range map[string]struct {
 		replicas int
 		cache    Cache
-		most     int // requests
+		most     int // the most token requests that are allowed
 	}{
 		"8 replicas without a lock": {8, new(memoryCache), accounts + 20},
 		"4 replicas with a lock":    {4, new(keyLocks), accounts},
@@ -1247,7 +1250,7 @@ func TestReplicasWithACacheAndALimiterMakeOneRequestForEachAccount(t *testing.T)
 				assert.GreaterOrEqual(t, requests, accounts)
 				assert.LessOrEqual(t, requests, c.most)
 				assert.Equal(t, len(sources), limiter.waits)
-				assert.Equal(t, limiter.waits-requests, limiter.unused, "each turn that was not needed is given back")
+				assert.Equal(t, limiter.waits-requests, limiter.unused, "each unused turn is returned")
 			})
 		})
 	}

@@ -17,7 +17,8 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// revoked are the tokens that server was asked to revoke, with their hints.
+// revoked returns the tokens that server was asked to revoke, each after its
+// hint.
 func revoked(server *moovtest.Server) []string {
 	var tokens []string
 	for _, r := range server.RevokeRequests() {
@@ -58,7 +59,7 @@ func TestRevokeOfAnUnknownTokenSucceeds(t *testing.T) {
 	assert.NoError(t, Revoke(t.Context(), credentialsOf(server), "unknown", WithBaseURL(server.URL)))
 }
 
-func TestRevokeOfNothingIsAnErrorBeforeAnyRequest(t *testing.T) {
+func TestRevokeChecksItsArgumentsBeforeAnyRequest(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server, WithToken(&oauth2.Token{AccessToken: "given-token"}))
@@ -96,28 +97,28 @@ func TestRevokeRefused(t *testing.T) {
 	assert.Equal(t, map[string]string{"token": "malformed"}, refused.Fields)
 }
 
-// Moov documents 204. A gateway may answer for it.
+// Moov documents 204. A gateway may answer in place of Moov.
 func TestWhatCountsAsRevoked(t *testing.T) {
 	t.Parallel()
 	html := http.Header{"Content-Type": {"text/html"}}
 	for name, c := range map[string]struct {
 		answer moovtest.Answer
-		want   []string // in the error; nil: it counts
+		want   []string // parts of the error; nil: the answer counts as revoked
 	}{
-		"204":                 {moovtest.Answer{Status: 204}, nil},
-		"200, empty":          {moovtest.Answer{}, nil},
-		"200, white space":    {moovtest.Answer{Body: " \r\n"}, nil},
-		"200, an object":      {moovtest.Answer{Body: `{}`}, nil},
-		"200, a full object":  {moovtest.Answer{Body: `{"status":"revoked"}`}, nil},
-		"200, true":           {moovtest.Answer{Body: `true`}, nil},
-		"202, a string":       {moovtest.Answer{Status: 202, Body: `"done"`}, nil},
-		"a sign-in page":      {moovtest.Answer{Header: html, Body: `<html>Sign in to ACME</html>`}, []string{"answered 200", "text/html", "Sign in to ACME"}},
-		"a maintenance page":  {moovtest.Answer{Header: html, Body: `<!doctype html><title>Down for maintenance</title>`}, []string{"answered 200", "Down for maintenance"}},
-		"plain text":          {moovtest.Answer{Body: `We will be back soon`}, []string{"answered 200", "back soon"}},
-		"JSON with an error":  {moovtest.Answer{Body: `{"error":"unsupported_token_type"}`}, []string{"200", "unsupported_token_type"}},
-		"an error of objects": {moovtest.Answer{Body: `{"error":{"message":"try later"}}`}, []string{"200", "try later"}},
-		"JSON that is cut":    {moovtest.Answer{Body: `{"status":`}, []string{"answered 200", "proxy"}},
-		"a redirect":          {moovtest.Answer{Status: 302, Header: http.Header{"Location": {"https://sso.example.com"}}}, []string{"302", "WithBaseURL"}},
+		"204":                         {moovtest.Answer{Status: 204}, nil},
+		"200, empty":                  {moovtest.Answer{}, nil},
+		"200, white space":            {moovtest.Answer{Body: " \r\n"}, nil},
+		"200, an object":              {moovtest.Answer{Body: `{}`}, nil},
+		"200, an object with members": {moovtest.Answer{Body: `{"status":"revoked"}`}, nil},
+		"200, true":                   {moovtest.Answer{Body: `true`}, nil},
+		"202, a string":               {moovtest.Answer{Status: 202, Body: `"done"`}, nil},
+		"a sign-in page":              {moovtest.Answer{Header: html, Body: `<html>Sign in to ACME</html>`}, []string{"answered 200", "text/html", "Sign in to ACME"}},
+		"a maintenance page":          {moovtest.Answer{Header: html, Body: `<!doctype html><title>Down for maintenance</title>`}, []string{"answered 200", "Down for maintenance"}},
+		"plain text":                  {moovtest.Answer{Body: `We will be back soon`}, []string{"answered 200", "back soon"}},
+		"JSON with an error":          {moovtest.Answer{Body: `{"error":"unsupported_token_type"}`}, []string{"200", "unsupported_token_type"}},
+		"an error that is an object":  {moovtest.Answer{Body: `{"error":{"message":"try later"}}`}, []string{"200", "try later"}},
+		"JSON that is cut":            {moovtest.Answer{Body: `{"status":`}, []string{"answered 200", "proxy"}},
+		"a redirect":                  {moovtest.Answer{Status: 302, Header: http.Header{"Location": {"https://sso.example.com"}}}, []string{"302", "WithBaseURL"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -205,7 +206,7 @@ func TestSourceRevokeWaitsForTheGrantInProgress(t *testing.T) {
 	})
 }
 
-func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
+func TestSourceRevokeDuringTheFirstGrant(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(time.Second))
@@ -216,15 +217,15 @@ func TestSourceRevokeOfAFirstGrantInProgress(t *testing.T) {
 		synctest.Wait()
 		require.NoError(t, s.Revoke(t.Context()))
 		caller.Wait()
-		if len(server.TokenRequests()) > 1 { // the caller saw its result after Revoke had taken it
-			assert.Equal(t, []string{got.AccessToken}, server.AccessTokens(), "that of a grant that began after Revoke")
+		if len(server.TokenRequests()) > 1 { // Revoke took the token before the caller saw it
+			assert.Equal(t, []string{got.AccessToken}, server.AccessTokens(), "the token of a grant that began after Revoke")
 			require.NoError(t, s.Revoke(t.Context()))
 		}
 		assertAllDead(t, server)
 	})
 }
 
-func TestBackgroundGrantThatHadNotBegunObtainsNothingAfterRevoke(t *testing.T) {
+func TestBackgroundGrantObtainsNothingAfterRevoke(t *testing.T) {
 	t.Parallel()
 	for range 50 {
 		synctest.Test(t, func(t *testing.T) {
@@ -265,13 +266,13 @@ func TestSourceRevokeCancelsAGrantThatTakesMoreThanHalfOfItsTime(t *testing.T) {
 				synctest.Wait()
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
-				time.AfterFunc(time.Second, func() { hangs.Store(false) }) // for other requests
+				time.AfterFunc(time.Second, func() { hangs.Store(false) }) // later requests succeed
 				began := time.Now()
 				require.NoError(t, s.Revoke(ctx))
-				assert.Equal(t, 2500*time.Millisecond, time.Since(began), "half of the time that it had")
+				assert.Equal(t, 2500*time.Millisecond, time.Since(began), "half of Revoke's time")
 				assert.False(t, server.Alive(first.AccessToken))
 				assert.False(t, server.Alive(first.RefreshToken))
-				caller.Wait() // its grant was cancelled, and it started another
+				caller.Wait() // its grant was cancelled, and the caller started another
 				assert.True(t, server.Alive(token(t, s).AccessToken), "the source stays usable")
 			})
 		})
@@ -307,7 +308,7 @@ func TestEachTokenIsTriedAndTheNextRevokeTriesAgain(t *testing.T) {
 	assert.True(t, server.Alive(first.AccessToken))
 
 	second := token(t, s)
-	assert.NotEqual(t, first.AccessToken, second.AccessToken, "callers no longer get it")
+	assert.NotEqual(t, first.AccessToken, second.AccessToken, "callers do not get the first token again")
 	require.NoError(t, s.Revoke(t.Context()))
 	assertAllDead(t, server)
 	assert.Len(t, server.RevokeRequests(), 2+4)
@@ -322,7 +323,7 @@ func TestReplacedTokensAreRevokedWhileTheyMayBeAlive(t *testing.T) {
 		replace := func(n int) {
 			for range n {
 				s.Invalidate(token(t, s).AccessToken)
-				time.Sleep(31 * time.Second) // more than the pause between two that count
+				time.Sleep(31 * time.Second) // longer than the pause between two invalidations that count
 			}
 			token(t, s)
 		}
@@ -336,7 +337,7 @@ func TestReplacedTokensAreRevokedWhileTheyMayBeAlive(t *testing.T) {
 		token(t, s)
 		before := len(server.RevokeRequests())
 		require.NoError(t, s.Revoke(t.Context()))
-		assert.Len(t, server.RevokeRequests(), before+2, "the expired ones are not revoked")
+		assert.Len(t, server.RevokeRequests(), before+2, "expired tokens are not revoked")
 
 		replace(20)
 		alive := server.AccessTokens()
@@ -363,7 +364,8 @@ func TestReplacedTokenIsRevokedUpToItsLastSecond(t *testing.T) {
 	})
 }
 
-// After such an answer the refresh token is not sent again, but it may be alive.
+// After such an answer, the refresh token is not sent again, but it may still
+// be alive.
 func TestRefreshTokenWhoseRequestFailedIsRevoked(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]moovtest.Answer{
@@ -389,8 +391,9 @@ func TestRefreshTokenWhoseRequestFailedIsRevoked(t *testing.T) {
 	}
 }
 
-// The text of the current token with an expires_in of 0 does not prolong it.
-func TestRefreshTokenOfAReplyThatIsNotTakenIsRevoked(t *testing.T) {
+// The server sends the current token again, with an expires_in of 0. That does
+// not extend the token's life, and the source does not accept the reply.
+func TestRefreshTokenOfAReplyThatIsNotAcceptedIsRevoked(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -484,15 +487,15 @@ func TestRevokeReachesWhatAnotherProcessPutIntoTheCache(t *testing.T) {
 		cache := newLockingCache()
 		a, b := sourceOf(t, server, WithCache(cache)), sourceOf(t, server, WithCache(cache))
 		token(t, a)
-		token(t, b) // adopts it
+		token(t, b) // adopts the token
 		time.Sleep(time.Hour)
-		token(t, b) // refreshes it
+		token(t, b) // refreshes the token
 		require.NoError(t, a.Revoke(t.Context()))
 		assertAllDead(t, server)
 	})
 }
 
-func TestRevokeRevokesTheEntryThatIsThereOnceItHasTheLock(t *testing.T) {
+func TestRevokeReadsTheEntryAfterItHasTheLock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -501,7 +504,7 @@ func TestRevokeRevokesTheEntryThatIsThereOnceItHasTheLock(t *testing.T) {
 		first := token(t, other)
 		time.Sleep(14 * time.Minute)
 		server.SetLatency(time.Second)
-		token(t, other) // is refreshed in the background, under the lock
+		token(t, other) // starts a refresh in the background, which holds the lock
 		synctest.Wait()
 		require.NoError(t, sourceOf(t, server, WithCache(cache)).Revoke(t.Context()))
 		assert.Equal(t, []string{first.AccessToken}, server.AccessTokens(), "only the other process knows it")
@@ -525,9 +528,10 @@ func TestEntryWhoseTokensCouldNotBeRevokedIsKept(t *testing.T) {
 	})
 }
 
-// Two processes that start at once without a lock get a refresh token each. One
-// then adopts what the other stores, and still revokes its own.
-func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
+// Without a lock, two processes that start at once get one refresh token each.
+// One of them then adopts the token that the other stores. It must still revoke
+// its own refresh token.
+func TestRefreshTokenFromBeforeAnAdoptionIsRevoked(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
@@ -536,7 +540,7 @@ func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
 		require.NotEqual(t, tokens[0].RefreshToken, tokens[1].RefreshToken)
 		time.Sleep(time.Hour)
 		require.Equal(t, token(t, fleet[0]).AccessToken, token(t, fleet[1]).AccessToken)
-		require.Len(t, server.RefreshTokens(), 2, "one was used up, one is in use, and one is not needed any more")
+		require.Len(t, server.RefreshTokens(), 2, "one of three was used up")
 		for _, s := range fleet {
 			before := len(server.RevokeRequests())
 			require.NoError(t, s.Revoke(t.Context()))
@@ -544,13 +548,13 @@ func TestRevokeReachesTheRefreshTokenFromBeforeAnAdoption(t *testing.T) {
 			for _, r := range server.RevokeRequests()[before:] {
 				hints = append(hints, r.Form.Get("token_type_hint"))
 			}
-			assert.IsNonIncreasing(t, hints, "those that can be used to obtain others come first")
+			assert.IsNonIncreasing(t, hints, "refresh tokens come first, since they can be used to obtain other tokens")
 		}
 		assertAllDead(t, server)
 	})
 }
 
-// After it is overwritten, no entry has that refresh token.
+// When the entry is overwritten, only the source still knows its refresh token.
 func TestRefreshTokenInAnEntryThatIsOverwrittenIsRevoked(t *testing.T) {
 	t.Parallel()
 	for name, cache := range bothCaches() {
@@ -568,7 +572,8 @@ func TestRefreshTokenInAnEntryThatIsOverwrittenIsRevoked(t *testing.T) {
 	}
 }
 
-// It is not known when a token dies whose lifetime the server did not say.
+// If the server did not say how long a token lives, no one knows when the token
+// dies.
 func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -585,9 +590,9 @@ func TestAdoptedTokenOfUnknownLifetimeIsRevoked(t *testing.T) {
 	})
 }
 
-// To a machine whose clock is up to a minute ahead, the tokens of others expire
-// earlier, and are alive for that long afterwards.
-func TestAdoptedTokenIsRevokedWhileItLivesByAnotherMachinesClock(t *testing.T) {
+// If a machine's clock is up to a minute ahead, tokens from other machines seem
+// to expire early. They are alive for that much longer.
+func TestAdoptedTokenIsRevokedEvenIfTheLocalClockIsAhead(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{0, 30 * time.Second, 59 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -671,8 +676,8 @@ func TestRevokeWithACacheThatHangsStopsInTime(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), limit)
 					defer cancel()
 					err := s.Revoke(ctx)
-					assert.NoError(t, ctx.Err(), "it leaves time for the tokens")
-					assert.Equal(t, op != "Delete", err != nil, "it says whether it knows what the cache had: %v", err)
+					assert.NoError(t, ctx.Err(), "the cache leaves time for the tokens")
+					assert.Equal(t, op != "Delete", err != nil, "Revoke says whether it knows what the cache holds: %v", err)
 					assertAllDead(t, server)
 
 					cache = works
@@ -680,7 +685,7 @@ func TestRevokeWithACacheThatHangsStopsInTime(t *testing.T) {
 					change(&cache)
 					server.SetLatency(time.Hour)
 					var both sync.WaitGroup
-					for i := range 2 { // the second one has little time left when its turn comes
+					for i := range 2 { // the second call has little time left when its turn comes
 						both.Go(func() {
 							time.Sleep(time.Duration(i) * 200 * time.Millisecond)
 							began := time.Now()
@@ -711,7 +716,8 @@ func TestRevokeThatUsedItsTimeForTheTokensDoesNotWaitForTheCache(t *testing.T) {
 	})
 }
 
-// The wait was in the answer to a request that a Revoke interrupted afterwards.
+// Revoke interrupts a grant whose request is then answered. The wait that this
+// answer asks for still counts.
 func TestRevokeKeepsTheWaitThatTheServerAskedFor(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -734,7 +740,7 @@ func TestRevokeKeepsTheWaitThatTheServerAskedFor(t *testing.T) {
 	})
 }
 
-func TestContextThatEndsWithACauseIsToldFromAFailure(t *testing.T) {
+func TestErrorOfAnEndedContextIncludesItsCause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		silent := WithHTTPClient(&http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {

@@ -24,9 +24,9 @@ func TestInstants(t *testing.T) {
 		{instant{99, 9}, false, false, 1},
 		{instant{100, 0}, true, false, 0}, // the machine was suspended
 		{instant{0, 10}, true, false, 0},  // the wall clock was set back
-		{instant{90, 3}, false, false, 7}, // the monotonic clock gets there first
-		{instant{98, 3}, false, false, 2}, // the wall clock does
-		{instant{200, 20}, true, true, 0}, // never negative
+		{instant{90, 3}, false, false, 7}, // the monotonic clock reaches moment first
+		{instant{98, 3}, false, false, 2}, // the wall clock reaches moment first
+		{instant{200, 20}, true, true, 0}, // the time left is never negative
 		{instant{200, 3}, true, false, 0},
 		{instant{90, 20}, true, false, 0},
 	} {
@@ -55,24 +55,25 @@ func TestPhases(t *testing.T) {
 		random        float64
 		fresh, usable time.Duration
 	}{
-		// A fifth of the lifetime, less up to a tenth of that.
+		// The early refresh is a fifth of the lifetime, minus up to a tenth of
+		// that.
 		{15 * time.Minute, auto, 0, 15*time.Minute - 5*time.Second - 3*time.Minute, 15*time.Minute - 5*time.Second},
 		{15 * time.Minute, auto, 1, 15*time.Minute - 5*time.Second - 162*time.Second, 15*time.Minute - 5*time.Second},
 		{15 * time.Minute, auto, .5, 15*time.Minute - 5*time.Second - 171*time.Second, 15*time.Minute - 5*time.Second},
-		// 5 minutes at most.
+		// It is 5 minutes at most.
 		{25 * time.Minute, auto, 0, 20*time.Minute - 5*time.Second, 25*time.Minute - 5*time.Second},
 		{24 * time.Hour, auto, 0, 24*time.Hour - 5*time.Minute - 5*time.Second, 24*time.Hour - 5*time.Second},
-		// A short life ends a tenth earlier.
+		// A short-lived token expires a tenth of its lifetime early.
 		{50 * time.Second, auto, 0, 35 * time.Second, 45 * time.Second},
 		{40 * time.Second, auto, 0, 28 * time.Second, 36 * time.Second},
 		{10 * time.Second, auto, 0, 7 * time.Second, 9 * time.Second},
 		{0, auto, 0, 0, 0},
-		// WithEarlyRefresh.
+		// WithEarlyRefresh replaces the default.
 		{15 * time.Minute, time.Minute, 0, 14*time.Minute - 5*time.Second, 15*time.Minute - 5*time.Second},
 		{15 * time.Minute, time.Minute, 1, 14*time.Minute + time.Second, 15*time.Minute - 5*time.Second},
 		{15 * time.Minute, 0, 1, 15*time.Minute - 5*time.Second, 15*time.Minute - 5*time.Second},
 		{time.Hour, 30 * time.Minute, 0, 30*time.Minute - 5*time.Second, time.Hour - 5*time.Second},
-		// Four fifths of the life at most.
+		// It is four fifths of the usable time at most.
 		{10 * time.Second, time.Hour, 0, 1800 * time.Millisecond, 9 * time.Second},
 	} {
 		fresh, usable := phases(c.life, c.early, c.random)
@@ -81,8 +82,8 @@ func TestPhases(t *testing.T) {
 	}
 }
 
-// x/oauth2's ReuseTokenSource calls Token from 10 s before the expiry on. If the
-// hard expiry were earlier, that call would have to wait.
+// The ReuseTokenSource of x/oauth2 calls Token in the last 10 s before the
+// expiry. If the hard expiry were earlier, that call would have to wait.
 func TestTokenEndsWithinTheMarginOfReuseTokenSource(t *testing.T) {
 	t.Parallel()
 	for life := time.Second; life < maxLifetime; life = life * 3 / 2 {
@@ -108,7 +109,7 @@ func TestBackOff(t *testing.T) {
 	}
 }
 
-func TestCoolDownDoublesUpToTheMost(t *testing.T) {
+func TestCoolDownDoublesUpToItsMaximum(t *testing.T) {
 	t.Parallel()
 	for failures, want := range map[int]time.Duration{
 		1: 250 * time.Millisecond, 2: 500 * time.Millisecond, 3: time.Second, 7: 16 * time.Second,
@@ -123,7 +124,7 @@ func TestCoolDownDoublesUpToTheMost(t *testing.T) {
 	}
 }
 
-func TestWaitThatTheServerAsksForIsSpread(t *testing.T) {
+func TestRetryAfterIsSpread(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		asked  time.Duration
@@ -162,7 +163,7 @@ func TestReusedConnectionHasASixthOfTheTime(t *testing.T) {
 	}
 }
 
-// The limits that documentation names.
+// The documentation states these limits.
 func TestLimitsThatAreDocumented(t *testing.T) {
 	t.Parallel()
 	assert.Equal(t, 5*time.Minute, assumedLifetime)

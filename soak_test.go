@@ -1,8 +1,8 @@
 package moovauth
 
-// This file holds sources against all that can go wrong: a month of one source
-// and a day of a fleet, in fake time, and each fault of a network and of a server,
-// over real connections.
+// This file tests sources under failures: a month of one source and a day of a
+// fleet, in fake time, and each fault of a network and of a server, over real
+// connections.
 
 import (
 	"bytes"
@@ -40,28 +40,30 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// recoveryTime is how long after the end of an outage a caller may still get
-// an error: the timeout of a grant that hangs, and the longest cool-down, which
-// is what a 429 of an outage asks for, with its jitter.
+// recoveryTime is how long after the end of an outage a caller may still get an
+// error. It is the timeout of a grant that hangs, plus the longest cool-down.
+// The longest cool-down is the wait that a 429 of an outage asks for, with
+// jitter.
 const recoveryTime = defaultTimeout + time.Minute + 6*time.Second
 
-// soakedWire is what a soaked source is connected to: a good server, with outages.
+// soakedWire connects a source to a good server, with outages. It also checks
+// the requests of the source.
 type soakedWire struct {
 	t      *testing.T
 	server *moovtest.Server
 	source *TokenSource
 
-	mu       sync.Mutex           // guards what follows
-	random   *rand.Rand           // of the jitter
+	mu       sync.Mutex           // guards the fields below
+	random   *rand.Rand           // for the jitter
 	outage   string               // "": none
-	until    time.Time            // when the last outage ends, or has ended
+	until    time.Time            // when the last outage ends or ended
 	granting int                  // token requests in progress
 	requests int                  // token requests so far
-	expiries map[string]time.Time // of all access tokens obtained
-	obtained []string             // all tokens
-	wall     time.Duration        // how far the wall clock has been set
+	expiries map[string]time.Time // of all access tokens that were obtained
+	obtained []string             // all tokens that were obtained
+	wall     time.Duration        // how far the wall clock has been set forward
 	stalled  time.Duration        // how long the monotonic clock has stood still
-	frozen   *instant             // while it stands still
+	frozen   *instant             // the time on a monotonic clock that stands still; nil: it runs
 }
 
 func (w *soakedWire) failf(format string, args ...any) {
@@ -69,7 +71,7 @@ func (w *soakedWire) failf(format string, args ...any) {
 	w.t.Errorf("%v: %s", time.Now().UTC().Format("Jan 2 15:04:05.000"), fmt.Sprintf(format, args...))
 }
 
-// clock is a clock that can be set and stopped.
+// clock returns a clock that can be set and stopped.
 func (w *soakedWire) clock(real func() instant) func() instant {
 	return func() instant {
 		w.mu.Lock()
@@ -84,7 +86,8 @@ func (w *soakedWire) clock(real func() instant) func() instant {
 	}
 }
 
-// suspend lets d pass, of which the monotonic clock knows nothing.
+// suspend lets d pass while the monotonic clock stands still, as on a suspended
+// machine.
 func (w *soakedWire) suspend(d time.Duration) {
 	now := w.source.core.config.clock()
 	w.mu.Lock()
@@ -129,13 +132,13 @@ func (w *soakedWire) RoundTrip(r *http.Request) (*http.Response, error) {
 		<-r.Context().Done()
 		return nil, r.Context().Err()
 	case "garbage":
-		return sorry(r, http.StatusOK), nil
+		return errorPage(r, http.StatusOK), nil
 	case "overloaded":
-		resp := sorry(r, http.StatusTooManyRequests)
+		resp := errorPage(r, http.StatusTooManyRequests)
 		resp.Header.Set("Retry-After", "60")
 		return resp, nil
 	case "down":
-		return sorry(r, http.StatusServiceUnavailable), nil
+		return errorPage(r, http.StatusServiceUnavailable), nil
 	}
 	resp, err := w.server.Transport().RoundTrip(r)
 	if err == nil && isToken && resp.StatusCode == http.StatusOK {
@@ -144,7 +147,7 @@ func (w *soakedWire) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// record notes the tokens that the source is about to get.
+// record notes the tokens that the source is about to receive.
 func (w *soakedWire) record(resp *http.Response) {
 	body, _ := io.ReadAll(resp.Body)
 	resp.Body = io.NopCloser(strings.NewReader(string(body)))
@@ -161,7 +164,7 @@ func (w *soakedWire) record(resp *http.Response) {
 	w.obtained = append(w.obtained, reply.AccessToken, reply.RefreshToken)
 }
 
-// call asks for a token as a program would, and checks what it gets.
+// call asks for a token as a program would, and checks the result.
 func (w *soakedWire) call(ctx context.Context) (accessToken string) {
 	began := time.Now()
 	tok, err := w.source.TokenContext(ctx)
@@ -186,7 +189,7 @@ func (w *soakedWire) call(ctx context.Context) (accessToken string) {
 	return ""
 }
 
-// revoke revokes all, as a program would, and checks that nothing is left.
+// revoke calls Revoke as a program would, and checks that no token is left.
 func (w *soakedWire) revoke() {
 	w.mu.Lock()
 	before := len(w.obtained)
@@ -201,8 +204,8 @@ func (w *soakedWire) revoke() {
 	}
 }
 
-// A month of calls, with 15-minute tokens.
-// SOAK_SEED=n go test -run TestSoak repeats one.
+// TestSoak makes calls for a month, with 15-minute tokens. To repeat a month,
+// run SOAK_SEED=n go test -run TestSoak.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	seed := uint64(20261123)
@@ -240,7 +243,7 @@ func TestSoak(t *testing.T) {
 			func() { w.suspend(between(time.Minute, time.Hour)) },
 		}
 		counts := make(map[string]int)
-		bound := 0 // of the token requests
+		bound := 0 // the most token requests that are allowed
 		events := []struct {
 			name string
 			do   func()
@@ -279,7 +282,7 @@ func TestSoak(t *testing.T) {
 				callers.Wait()
 				w.server.SetLatency(0)
 			}},
-			{"clock", func() { clocks[int(time.Now().Unix()/86400)%2]() }}, // not both within a token's life
+			{"clock", func() { clocks[int(time.Now().Unix()/86400)%2]() }}, // one kind a day, so that a token does not meet both
 		}
 
 		calls, began := 0, time.Now()
@@ -300,32 +303,32 @@ func TestSoak(t *testing.T) {
 				}
 				others.Wait()
 				if calls++; time.Since(w.until) < recoveryTime {
-					bound += maxAttempts // of the one flight that a call may start
+					bound += maxAttempts // for the one flight that a call may start
 				}
 				time.Sleep(between(100*time.Millisecond, time.Minute))
 				if t.Failed() {
 					t.Fatalf("SOAK_SEED=%d", seed)
 				}
 			}
-			time.Sleep(time.Until(began.Add(time.Duration(day+1) * 24 * time.Hour))) // the clock is left alone for an hour
+			time.Sleep(time.Until(began.Add(time.Duration(day+1) * 24 * time.Hour))) // no event happens in the last hour of a day
 		}
 		synctest.Wait()
-		bound += int(time.Since(began) / (15*time.Minute - 3*time.Minute - maxLeeway)) // early refreshes
+		bound += int(time.Since(began) / (15*time.Minute - 3*time.Minute - maxLeeway)) // for early refreshes
 		require.LessOrEqual(t, w.requests, bound, "token requests")
 		t.Logf("SOAK_SEED=%d: %d days, %d calls, %d token requests (at most %d), %v", seed, days, calls, w.requests, bound, counts)
 	})
 }
 
-// brokenCache is a lockingCache that does what its mood says.
+// brokenCache is a lockingCache with a fault that a test can change.
 type brokenCache struct {
 	*lockingCache
-	mood atomic.Value // of a string
+	fault atomic.Value // a string; "": no fault
 }
 
-func (c *brokenCache) is(mood string) bool { return c.mood.Load() == mood }
+func (c *brokenCache) is(fault string) bool { return c.fault.Load() == fault }
 
 func (c *brokenCache) try(ctx context.Context) error {
-	switch c.mood.Load() {
+	switch c.fault.Load() {
 	case "down":
 		return errors.New("no route to cache")
 	case "silent":
@@ -368,11 +371,11 @@ func (c *brokenCache) Lock(ctx context.Context, key string) (func(), error) {
 	return c.lockingCache.Lock(ctx, key)
 }
 
-// A day of a fleet of six, in which the cache, the endpoint and the processes
-// fail at random. While the endpoint is up there is a token for every call, and
-// within a few seconds it is one that the server accepts.
+// A fleet of six sources works for a day, while the cache, the endpoint and the
+// processes fail at random. While the endpoint is up, each call gets a token,
+// and within a few seconds it gets a token that the server accepts.
 func TestFleetSoak(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else the race detector itself crashes now and then: see golang/go#78156
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // avoids a crash of the race detector itself: see golang/go#78156
 	seeds := uint64(2)
 	if testing.Short() {
 		seeds = 1
@@ -383,14 +386,14 @@ func TestFleetSoak(t *testing.T) {
 			server := inMemory(t, moovtest.WithLatency(200*time.Millisecond))
 			cache := &brokenCache{lockingCache: newLockingCache()}
 			cache.latency = time.Millisecond
-			cache.mood.Store("")
+			cache.fault.Store("")
 			start := func() *TokenSource { return sourceOf(t, server, WithCache(cache)) }
 			fleet := make([]*TokenSource, 6)
 			for i := range fleet {
 				fleet[i] = start()
 			}
-			var up, killed time.Time  // when the last outage ended, and when tokens last died before their time
-			down, refused := false, 0 // requests that came in an outage
+			var up, killed time.Time  // when the last outage ended, and when tokens were last revoked
+			down, refused := false, 0 // refused counts the requests in outages
 			for began := time.Now(); time.Since(began) < 24*time.Hour; {
 				switch random.IntN(60) {
 				case 0:
@@ -407,9 +410,9 @@ func TestFleetSoak(t *testing.T) {
 						refused += len(server.TokenRequests())
 					}
 				case 4:
-					cache.mood.Store(pick(random.IntN, "down", "silent", "damaged"))
+					cache.fault.Store(pick(random.IntN, "down", "silent", "damaged"))
 				case 5, 6:
-					cache.mood.Store("")
+					cache.fault.Store("")
 				case 7:
 					fleet[random.IntN(len(fleet))] = start()
 				case 8:
@@ -428,7 +431,7 @@ func TestFleetSoak(t *testing.T) {
 				var all sync.WaitGroup
 				for i, s := range fleet {
 					if random.IntN(3) == 0 {
-						continue // it does nothing this time
+						continue // this source makes no call this time
 					}
 					all.Go(func() {
 						ctx, cancel := context.WithTimeout(t.Context(), defaultTimeout+time.Second)
@@ -468,11 +471,11 @@ func TestFleetSoak(t *testing.T) {
 const (
 	mebibyte = 1 << 20
 
-	hangCap  = 60 * time.Second // after which a call counts as hanging
-	mostHeap = 16 * mebibyte    // that a flood may take
+	hangCap  = 60 * time.Second // a call that takes longer hangs
+	mostHeap = 16 * mebibyte    // the most memory that a flood may take
 
-	// What the server issues during a fault. No error may carry it, whether
-	// the source has come to know it or not.
+	// The server issues this token during a fault. No error may contain the
+	// token, whether the source has received it or not.
 	faultyToken = "faulty-access-token"
 	faultyReply = `{"access_token":"` + faultyToken + `","token_type":"Bearer","expires_in":900,"scope":"/ping.read"}`
 
@@ -481,20 +484,21 @@ const (
 	elsewhere = "https://127.0.0.1:1/oauth2/token" // where no one listens
 )
 
-// fault is what goes wrong on a connection, and what comes of it.
+// fault is something that goes wrong on a connection, and what follows from it.
 type fault struct {
 	name string
 	how  func(*rig)
 	want outcome
 }
 
-// outcome is what comes of a fault: a token, an error or silence.
+// outcome is what follows from a fault: a token, an error, or a request that
+// hangs.
 type outcome struct {
-	tries  int           // requests that reach the server
-	life   time.Duration // of the token; 0: none is obtained, and the rest is about the error
-	status int           // of the *Error; 0: it is none
-	hangs  bool          // until WithTimeout ends it
-	text   string        // a part of its text
+	tries  int           // the number of requests
+	life   time.Duration // of the token; 0: there is no token, and the fields below describe the error
+	status int           // of the *Error; 0: the error is not an *Error
+	hangs  bool          // the request hangs until WithTimeout ends it
+	text   string        // a part of the error's text
 }
 
 func lives(life time.Duration) outcome { return outcome{tries: 1, life: life} }
@@ -507,7 +511,7 @@ func refuses(tries, status int, text string) outcome {
 	return outcome{tries: tries, status: status, text: text}
 }
 
-// floods are read with a bound on memory.
+// floods returns faults whose replies are too large to be held in memory.
 func floods() []fault {
 	zeros := strings.Repeat("\x00", mebibyte)
 	return []fault{
@@ -516,8 +520,8 @@ func floods() []fault {
 	}
 }
 
-// wireFaults are those of a connection, of TLS, of HTTP, and of what arrives with
-// it. What single members of a reply do is in reply_test.go.
+// wireFaults returns the faults of a connection, of TLS, of HTTP, and of the
+// reply. The tests in reply_test.go cover the members of a reply.
 func wireFaults() []fault {
 	const fifteen = 15 * time.Minute
 	return []fault{
@@ -563,7 +567,7 @@ func wireFaults() []fault {
 		{"two Content-Lengths", raw(okHeader+"Content-Length: 97\r\nContent-Length: 9\r\n\r\n"+faultyReply, closeAtOnce), fails(3, "Content-Length")},
 		{"broken chunk", raw(okHeader+"Transfer-Encoding: chunked\r\n\r\nzz\r\n"+faultyReply+"\r\n", closeAtOnce), fails(3, "reading the reply")},
 
-		// What arrives.
+		// The reply.
 		{"307", says(307, "", "Location", elsewhere), refuses(1, 307, "WithBaseURL")},
 		{"204", says(204, ""), fails(3, "JSON")},
 		{"HTML", says(200, "<html>Sign in</html>", "Content-Type", "text/html"), fails(3, "is a proxy in between?")},
@@ -590,7 +594,7 @@ func TestFaultsOnTheWire(t *testing.T) {
 			assert.Less(t, took, uint64(mostHeap), name)
 		}
 	}
-	for waits, atOnce := range map[bool]int{false: 2, true: 8} { // those that hang need little of the machine
+	for waits, atOnce := range map[bool]int{false: 2, true: 8} { // requests that hang need little CPU time
 		t.Run(fmt.Sprintf("%d at once", atOnce), func(t *testing.T) {
 			places := make(chan struct{}, atOnce)
 			var all sync.WaitGroup
@@ -609,11 +613,11 @@ func TestFaultsOnTheWire(t *testing.T) {
 		})
 	}
 	assert.Eventually(t, func() bool {
-		return runtime.NumGoroutine()-1 <= baseline // but for the one that asks
+		return runtime.NumGoroutine()-1 <= baseline // one goroutine evaluates this condition
 	}, hangCap, 10*time.Millisecond, "a goroutine is left")
 }
 
-// grants are the two that meet the fault, by name.
+// grants returns two tests of the fault, by name.
 func (f fault) grants() map[string]func(*testing.T) {
 	return map[string]func(*testing.T){
 		f.name + ", blocking":   func(t *testing.T) { f.run(t, false) },
@@ -621,8 +625,8 @@ func (f fault) grants() map[string]func(*testing.T) {
 	}
 }
 
-// run lets one grant meet the fault: one that a caller waits for, or one in the
-// background while callers get a stale token.
+// run tests one grant during the fault. A caller waits for the grant, or the
+// grant runs in the background while callers get a stale token.
 func (f fault) run(t *testing.T, inBackground bool) {
 	r := newRig(t, f.how)
 	timeout := 30 * time.Second
@@ -630,7 +634,7 @@ func (f fault) run(t *testing.T, inBackground bool) {
 		timeout = 500 * time.Millisecond
 	}
 	var log syncBuffer
-	s := hurried(sourceOf(t, r.good, WithBaseURL(r.front.URL), WithHTTPClient(&http.Client{Transport: r}), WithTimeout(timeout),
+	s := noJitter(sourceOf(t, r.good, WithBaseURL(r.front.URL), WithHTTPClient(&http.Client{Transport: r}), WithTimeout(timeout),
 		WithLogger(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))))
 	clock := s.core.config.clock
 	s.core.config.clock = func() instant { return clock().add(time.Duration(r.ahead.Load())) }
@@ -639,7 +643,7 @@ func (f fault) run(t *testing.T, inBackground bool) {
 	before := new(oauth2.Token)
 	if inBackground {
 		before = token(t, s)
-		r.ahead.Store(int64(13 * time.Minute)) // past the refresh point
+		r.ahead.Store(int64(13 * time.Minute)) // after the refresh point
 	}
 	r.faulty.Store(true)
 	if !inBackground {
@@ -647,7 +651,7 @@ func (f fault) run(t *testing.T, inBackground bool) {
 	}
 	tok, err := tokenInTime(t, s)
 	if inBackground {
-		close(r.begin) // if Token had waited for the grant, there would be no request
+		close(r.begin) // until here, no request is made: Token cannot have waited for one
 		require.NoError(t, err)
 		require.Equal(t, before.AccessToken, tok.AccessToken, "the stale token is returned at once")
 		require.Eventually(t, ended, hangCap, time.Millisecond, "the background grant hangs")
@@ -656,7 +660,7 @@ func (f fault) run(t *testing.T, inBackground bool) {
 	if inBackground {
 		tok, err = tokenInTime(t, s)
 		require.NoError(t, err)
-		require.Eventually(t, ended, hangCap, time.Millisecond) // if the cool-down is over already, there was another grant
+		require.Eventually(t, ended, hangCap, time.Millisecond) // if the cool-down was over, this call started another grant
 		require.Equal(t, f.want.life == 0, tok.AccessToken == before.AccessToken, "the token stays if there is no new one")
 		if f.want.life == 0 {
 			err = s.Stats().LastError
@@ -669,12 +673,12 @@ func (f fault) run(t *testing.T, inBackground bool) {
 	basic := base64.StdEncoding.EncodeToString([]byte(r.good.ClientID + ":" + r.good.ClientSecret))
 	for _, secret := range append(r.good.AccessTokens(), r.good.ClientSecret, basic, faultyToken) {
 		if strings.Contains(sight, secret) {
-			assert.Fail(t, "a secret is in sight", "%s, in:\n%s", secret, sight)
+			assert.Fail(t, "a secret is shown", "%s, in:\n%s", secret, sight)
 		}
 	}
 
 	r.faulty.Store(false)
-	r.ahead.Add(int64(f.want.life + maxAsked + time.Minute)) // past the token's expiry, and past any cool-down
+	r.ahead.Add(int64(f.want.life + maxAsked + time.Minute)) // after the token's expiry and any cool-down
 	again, err := tokenInTime(t, s)
 	require.NoError(t, err, "the source recovers")
 	assert.NotEqual(t, before.AccessToken, again.AccessToken)
@@ -700,7 +704,7 @@ func (want outcome) check(t *testing.T, tok *oauth2.Token, err error) {
 	assert.Equal(t, want.status, answered.StatusCode, err)
 }
 
-// tokenInTime is s.Token, but it does not wait forever.
+// tokenInTime calls s.Token, and fails the test if the call hangs.
 func tokenInTime(t *testing.T, s *TokenSource) (tok *oauth2.Token, err error) {
 	t.Helper()
 	done := make(chan struct{})
@@ -717,7 +721,7 @@ func tokenInTime(t *testing.T, s *TokenSource) (tok *oauth2.Token, err error) {
 	}
 }
 
-// syncBuffer is a buffer that may be read while it is written.
+// syncBuffer is a buffer that can be read while it is written.
 type syncBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -735,7 +739,8 @@ func (b *syncBuffer) String() string {
 	return b.text.String()
 }
 
-// highWater is the most heap in use during f, above what was in use before.
+// highWater returns the most heap that was in use during f, above what was in
+// use before.
 func highWater(f func()) uint64 {
 	inUse := func() uint64 {
 		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
@@ -763,18 +768,18 @@ func highWater(f func()) uint64 {
 	return most - idle
 }
 
-// rig is a source's way to its server, with a place for a fault.
+// rig connects a source with its server, and can put a fault between them.
 type rig struct {
 	t      *testing.T
 	good   *moovtest.Server // answers while there is no fault
-	front  *httptest.Server // what the source talks to: good, or the fault
-	wire   *http.Transport  // the way to front
-	faulty atomic.Bool      // while it is set, there is the fault
+	front  *httptest.Server // the server that the source talks to: it passes requests to good, or has the fault
+	wire   *http.Transport  // connects to front
+	faulty atomic.Bool      // whether the fault happens
 
-	tls, http2 bool                     // of front and wire
-	answer     http.HandlerFunc         // what front answers during the fault
-	through    func() http.RoundTripper // makes detour, once front is up
-	detour     http.RoundTripper        // the way during the fault; nil: wire
+	tls, http2 bool                     // whether front and wire use them
+	answer     http.HandlerFunc         // how front answers during the fault
+	through    func() http.RoundTripper // makes detour after front has started
+	detour     http.RoundTripper        // used instead of wire during the fault; nil: wire is used
 
 	tries atomic.Int64  // requests during the fault
 	open  atomic.Int64  // connections of wire and detour
@@ -848,7 +853,7 @@ func (r *rig) roots() *x509.CertPool {
 	return roots
 }
 
-// dial counts the connections that are open.
+// dial connects and counts the open connections.
 func (r *rig) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 	if err != nil {
@@ -858,7 +863,7 @@ func (r *rig) dial(ctx context.Context, network, addr string) (net.Conn, error) 
 	return &countedConn{conn, sync.OnceFunc(func() { r.open.Add(-1) })}, nil
 }
 
-// dialTo is dial, but always to addr.
+// dialTo returns a dial function that always connects to addr.
 func (r *rig) dialTo(addr net.Addr) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return r.dial(ctx, network, addr.String())
@@ -875,7 +880,7 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// listener listens on a port of its own, and accepts nothing.
+// listener returns a listener on a port of its own that accepts no connection.
 func (r *rig) listener() net.Listener {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(r.t, err)
@@ -883,12 +888,12 @@ func (r *rig) listener() net.Listener {
 	return l
 }
 
-// through replaces wire by another transport.
+// through replaces wire with another transport during the fault.
 func through(transport func(*rig) *http.Transport) func(*rig) {
 	return func(r *rig) { r.through = func() http.RoundTripper { return transport(r) } }
 }
 
-// closedPort connects to a port that is in use, but not listened on.
+// closedPort connects to a port that is in use, but on which no one listens.
 func closedPort(r *rig) *http.Transport {
 	conn, err := net.Dial("tcp", r.listener().Addr().String())
 	require.NoError(r.t, err)
@@ -937,7 +942,8 @@ func answers(h http.HandlerFunc) func(*rig) {
 	return func(r *rig) { r.answer = h }
 }
 
-// says answers with status and body, and the header that follows: names and values by turns.
+// says answers with status, body and header. header holds names and values in
+// turn.
 func says(status int, body string, header ...string) func(*rig) {
 	return answers(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -949,7 +955,7 @@ func says(status int, body string, header ...string) func(*rig) {
 	})
 }
 
-// echoes refuses with all the secrets of the request in the refusal.
+// echoes refuses the request, with all its secrets in the refusal.
 func echoes(status int) func(*rig) {
 	return answers(func(w http.ResponseWriter, r *http.Request) {
 		_, secret, _ := r.BasicAuth()
@@ -958,7 +964,7 @@ func echoes(status int) func(*rig) {
 	})
 }
 
-// trickles is a good reply, a byte at a time.
+// trickles sends a good reply, one byte at a time.
 func trickles(every time.Duration) func(*rig) {
 	return answers(func(w http.ResponseWriter, r *http.Request) {
 		for _, b := range []byte(faultyReply) {
@@ -973,7 +979,7 @@ func trickles(every time.Duration) func(*rig) {
 	})
 }
 
-// raw writes text as it is; then the connection's end comes as end has it.
+// raw writes text to the connection and then calls end.
 func raw(text string, end func(*net.TCPConn)) func(*rig) {
 	return answers(func(w http.ResponseWriter, _ *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()
@@ -986,9 +992,10 @@ func raw(text string, end func(*net.TCPConn)) func(*rig) {
 	})
 }
 
-// repeats writes text, then more n times, or until the client hangs up.
+// repeats writes text, and then writes more n times or until the client closes
+// the connection.
 func repeats(text, more string, n int) func(*rig) {
-	chunk := []byte(more) // once: each Write of a string would copy it
+	chunk := []byte(more) // converted once, since io.WriteString would copy the string each time
 	return raw(text, func(conn *net.TCPConn) {
 		for range n {
 			if _, err := conn.Write(chunk); err != nil {
@@ -1000,7 +1007,7 @@ func repeats(text, more string, n int) func(*rig) {
 
 func closeAtOnce(*net.TCPConn) {}
 
-// trickle is a byte now and then, until the client hangs up.
+// trickle sends a byte every 20 ms until the client closes the connection.
 func trickle(conn *net.TCPConn) {
 	for {
 		if _, err := io.WriteString(conn, "a"); err != nil {

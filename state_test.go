@@ -1,7 +1,8 @@
 package moovauth
 
-// Each method of state is one atomic change that is given the time: most of these
-// tests need neither goroutines nor clocks nor servers.
+// Each method of state makes one atomic change and takes the time as an
+// argument. Most of these tests therefore need no goroutines, clocks or
+// servers.
 
 import (
 	"errors"
@@ -17,11 +18,12 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// at is the moment d after both clocks began.
+// at returns the moment d after both clocks started.
 func at(d time.Duration) instant { return instant{}.add(d) }
 
-// tokenFrom is a token of that moment. It is to be refreshed after 12 minutes,
-// expires after 14, and the server does not accept it after 15.
+// tokenFrom returns a token that was obtained at since. Its refresh point is 12
+// minutes later, and its hard expiry 14 minutes later. The server accepts it
+// for 15 minutes.
 func tokenFrom(since instant, access, refresh string) *currentToken {
 	return &currentToken{
 		Token:     oauth2.Token{AccessToken: access, RefreshToken: refresh},
@@ -31,7 +33,8 @@ func tokenFrom(since instant, access, refresh string) *currentToken {
 	}
 }
 
-// stateWith is a state with the tokens "access" and "refresh", and changes to it.
+// stateWith returns a state with the tokens "access" and "refresh", to which it
+// has made the changes.
 func stateWith(changes ...func(*state)) *state {
 	st := newState()
 	st.obtain(tokenFrom(at(0), "access", "refresh"), "", at(0))
@@ -43,8 +46,8 @@ func stateWith(changes ...func(*state)) *state {
 
 var errTest = errors.New("test")
 
-// failing is a failed grant at now, after which no request is made for a
-// second.
+// failing returns a change that records a failed grant at now. After it, no
+// request is made for a second.
 func failing(now instant, background bool) func(*state) {
 	return func(st *state) {
 		st.fail(&coolDown{until: now.add(time.Second), err: errTest, background: background}, now)
@@ -55,7 +58,7 @@ func refusedAt(now instant) func(*state) {
 	return func(st *state) { st.invalidate(st.load().current.AccessToken, now) }
 }
 
-// former are the texts of the former tokens.
+// former returns the texts of the former tokens.
 func former(st *state) []string {
 	texts := []string{}
 	for _, f := range st.former {
@@ -81,25 +84,25 @@ func TestPhasesOfTheCurrentToken(t *testing.T) {
 		state *state
 		now   instant
 		left  time.Duration // 0: no token is usable
-		due   bool          // for a refresh in the background
+		due   bool          // whether a refresh in the background is due
 	}{
-		"at first":                            {stateWith(), at(0), 14 * time.Minute, false},
-		"just fresh":                          {stateWith(), at(12*time.Minute - 1), 2*time.Minute + 1, false},
-		"refresh point":                       {stateWith(), at(12 * time.Minute), 2 * time.Minute, true},
-		"refresh point by the wall clock":     {stateWith(), instant{wall: int64(12 * time.Minute)}, 2 * time.Minute, true},
-		"refresh point by the other clock":    {stateWith(), instant{monotonic: int64(12 * time.Minute)}, 2 * time.Minute, true},
-		"just stale":                          {stateWith(), at(14*time.Minute - 1), 1, true},
-		"hard expiry":                         {stateWith(), at(14 * time.Minute), 0, false},
-		"hard expiry by the wall clock":       {stateWith(), instant{wall: int64(14 * time.Minute)}, 0, false},
-		"hard expiry by the other clock":      {stateWith(), instant{monotonic: int64(14 * time.Minute)}, 0, false},
-		"long after":                          {stateWith(), at(24 * time.Hour), 0, false},
-		"cool-down of the background":         {stateWith(failing(due, true)), due, time.Minute, false},
-		"cool-down of the background is over": {stateWith(failing(due, true)), due.add(time.Second), 59 * time.Second, true},
-		"other cool-down":                     {stateWith(failing(due, false)), due, time.Minute, false},
-		"refused":                             {stateWith(refusedAt(due)), due, 0, false},
-		"refused, cool-down":                  {stateWith(refusedAt(due), failing(due, false)), due, time.Minute, false},
-		"refused, cool-down is over":          {stateWith(refusedAt(due), failing(due, false)), due.add(time.Second), 0, false},
-		"refused, cool-down of background":    {stateWith(refusedAt(due), failing(due, true)), due, 0, false},
+		"at first":                             {stateWith(), at(0), 14 * time.Minute, false},
+		"just before the refresh point":        {stateWith(), at(12*time.Minute - 1), 2*time.Minute + 1, false},
+		"refresh point":                        {stateWith(), at(12 * time.Minute), 2 * time.Minute, true},
+		"refresh point by the wall clock":      {stateWith(), instant{wall: int64(12 * time.Minute)}, 2 * time.Minute, true},
+		"refresh point by the monotonic clock": {stateWith(), instant{monotonic: int64(12 * time.Minute)}, 2 * time.Minute, true},
+		"just before the hard expiry":          {stateWith(), at(14*time.Minute - 1), 1, true},
+		"hard expiry":                          {stateWith(), at(14 * time.Minute), 0, false},
+		"hard expiry by the wall clock":        {stateWith(), instant{wall: int64(14 * time.Minute)}, 0, false},
+		"hard expiry by the monotonic clock":   {stateWith(), instant{monotonic: int64(14 * time.Minute)}, 0, false},
+		"long after":                           {stateWith(), at(24 * time.Hour), 0, false},
+		"cool-down of the background":          {stateWith(failing(due, true)), due, time.Minute, false},
+		"cool-down of the background is over":  {stateWith(failing(due, true)), due.add(time.Second), 59 * time.Second, true},
+		"cool-down of a caller's grant":        {stateWith(failing(due, false)), due, time.Minute, false},
+		"refused":                              {stateWith(refusedAt(due)), due, 0, false},
+		"refused, cool-down":                   {stateWith(refusedAt(due), failing(due, false)), due, time.Minute, false},
+		"refused, cool-down is over":           {stateWith(refusedAt(due), failing(due, false)), due.add(time.Second), 0, false},
+		"refused, cool-down of background":     {stateWith(refusedAt(due), failing(due, true)), due, 0, false},
 	} {
 		known := c.state.load()
 		assert.Equal(t, c.left, known.timeLeft(c.now), name)
@@ -116,13 +119,13 @@ func TestObtainKeepsWhatItReplacesForRevoke(t *testing.T) {
 		spent  string
 		former []string // afterwards
 	}{
-		"of a refresh grant":                    {tokenFrom(now, "a2", "r2"), "refresh", []string{"access"}},
-		"of client credentials":                 {tokenFrom(now, "a2", "r2"), "", []string{"refresh", "access"}},
-		"of a server without refresh tokens":    {tokenFrom(now, "a2", ""), "", []string{"refresh", "access"}},
-		"of a refresh that keeps refresh token": {tokenFrom(now, "a2", "refresh"), "refresh", []string{"access"}},
-		"of a refresh token from the cache":     {tokenFrom(now, "a2", "r2"), "cached", []string{"refresh", "access"}},
-		"the same tokens again":                 {tokenFrom(now, "access", "refresh"), "refresh", []string{}},
-		"the same access token":                 {tokenFrom(now, "access", "r2"), "refresh", []string{}},
+		"of a refresh grant":                        {tokenFrom(now, "a2", "r2"), "refresh", []string{"access"}},
+		"of client credentials":                     {tokenFrom(now, "a2", "r2"), "", []string{"refresh", "access"}},
+		"of a server without refresh tokens":        {tokenFrom(now, "a2", ""), "", []string{"refresh", "access"}},
+		"of a refresh that keeps the refresh token": {tokenFrom(now, "a2", "refresh"), "refresh", []string{"access"}},
+		"of a refresh token from the cache":         {tokenFrom(now, "a2", "r2"), "cached", []string{"refresh", "access"}},
+		"the same tokens again":                     {tokenFrom(now, "access", "refresh"), "refresh", []string{}},
+		"the same access token":                     {tokenFrom(now, "access", "r2"), "refresh", []string{}},
 	} {
 		st := stateWith(failing(now, false))
 		st.keepForRevoke("cached", now)
@@ -137,7 +140,8 @@ func TestObtainKeepsWhatItReplacesForRevoke(t *testing.T) {
 	}
 }
 
-// The server's word wins over what was invalidated or revoked.
+// A token that the server has just issued is valid, even if it was invalidated
+// or revoked before.
 func TestObtainTakesAnyTokenAgain(t *testing.T) {
 	t.Parallel()
 	now := at(time.Minute)
@@ -150,7 +154,7 @@ func TestObtainTakesAnyTokenAgain(t *testing.T) {
 		require.False(t, name != "replaced" && st.adopt(tokenFrom(now, "access", "refresh"), now), name)
 		st.obtain(tokenFrom(now, "access", "refresh"), "", now)
 		assert.Equal(t, "access", st.load().usable(now).AccessToken, name)
-		assert.NotContains(t, former(st), "access", "%s: the current token is no former one", name)
+		assert.NotContains(t, former(st), "access", "%s: the current token is not a former token", name)
 		assert.NotContains(t, former(st), "refresh", name)
 		st.obtain(tokenFrom(at(0), "a3", "r3"), "", now)
 		assert.True(t, st.adopt(tokenFrom(now, "access", "refresh"), now), "%s: it can be adopted from the cache again", name)
@@ -165,16 +169,16 @@ func TestAdoptTakesOnlyABetterToken(t *testing.T) {
 		next    *currentToken
 		adopted bool
 	}{
-		"the first":            {newState(), tokenFrom(now, "a2", "r2"), true},
-		"lives longer":         {stateWith(), tokenFrom(now, "a2", "r2"), true},
-		"lives as long":        {stateWith(), tokenFrom(at(0), "a2", "r2"), false},
-		"lives less":           {stateWith(), tokenFrom(at(-time.Minute), "a2", "r2"), false},
-		"is current":           {stateWith(), tokenFrom(now, "access", "r2"), false},
-		"has expired":          {newState(), tokenFrom(now.add(-14*time.Minute), "a2", "r2"), false},
-		"after a refused one":  {stateWith(refusedAt(now)), tokenFrom(at(-time.Minute), "a2", "r2"), true},
-		"is refused":           {stateWith(refusedAt(now)), tokenFrom(now, "access", "refresh"), false},
-		"is refused, it cools": {stateWith(refusedAt(now), failing(now, false)), tokenFrom(now, "access", "refresh"), false},
-		"was revoked":          {stateWith(func(st *state) { st.takeAll(nil, now) }), tokenFrom(now, "access", "refresh"), false},
+		"the first":                      {newState(), tokenFrom(now, "a2", "r2"), true},
+		"lives longer":                   {stateWith(), tokenFrom(now, "a2", "r2"), true},
+		"lives as long":                  {stateWith(), tokenFrom(at(0), "a2", "r2"), false},
+		"lives less":                     {stateWith(), tokenFrom(at(-time.Minute), "a2", "r2"), false},
+		"is current":                     {stateWith(), tokenFrom(now, "access", "r2"), false},
+		"has expired":                    {newState(), tokenFrom(now.add(-14*time.Minute), "a2", "r2"), false},
+		"replaces a refused token":       {stateWith(refusedAt(now)), tokenFrom(at(-time.Minute), "a2", "r2"), true},
+		"is refused":                     {stateWith(refusedAt(now)), tokenFrom(now, "access", "refresh"), false},
+		"is refused, during a cool-down": {stateWith(refusedAt(now), failing(now, false)), tokenFrom(now, "access", "refresh"), false},
+		"was revoked":                    {stateWith(func(st *state) { st.takeAll(nil, now) }), tokenFrom(now, "access", "refresh"), false},
 	} {
 		before := c.state.load()
 		assert.Equal(t, c.adopted, c.state.adopt(c.next, now), name)
@@ -199,7 +203,7 @@ func TestRefreshTokenIsClaimedOnce(t *testing.T) {
 	assert.Empty(t, st.claimRefreshToken(true), "it counts as sent")
 	st.returnRefreshToken("refresh")
 	assert.Equal(t, "refresh", st.claimRefreshToken(true))
-	assert.Equal(t, "refresh", st.claimRefreshToken(false), "without scopes there is nothing else")
+	assert.Equal(t, "refresh", st.claimRefreshToken(false), "without scopes there is no other credential")
 	assert.Equal(t, "refresh", st.claimRefreshToken(false))
 }
 
@@ -210,12 +214,12 @@ func TestCoolDownEnds(t *testing.T) {
 		now        instant
 		cooling    bool
 	}{
-		"at first":            {false, at(0), true},
-		"just before its end": {false, at(time.Second - 1), true},
-		"at its end":          {false, at(time.Second), false},
-		"by the wall clock":   {false, instant{wall: int64(time.Second)}, false},
-		"by the other clock":  {false, instant{monotonic: int64(time.Second)}, false},
-		"of the background":   {true, at(0), false}, // it keeps no caller from a grant
+		"at first":               {false, at(0), true},
+		"just before its end":    {false, at(time.Second - 1), true},
+		"at its end":             {false, at(time.Second), false},
+		"by the wall clock":      {false, instant{wall: int64(time.Second)}, false},
+		"by the monotonic clock": {false, instant{monotonic: int64(time.Second)}, false},
+		"of the background":      {true, at(0), false}, // it does not stop a caller's grant
 	} {
 		st := newState()
 		failing(at(0), c.background)(st)
@@ -233,16 +237,16 @@ func TestInvalidateMarksTheCurrentTokenOnly(t *testing.T) {
 		now    instant
 		marked bool
 	}{
-		"the current token": {stateWith(), "access", now, true},
-		"a stale one":       {stateWith(), "access", at(13 * time.Minute), true},
-		"in a cool-down":    {stateWith(failing(at(13*time.Minute), true)), "access", at(13 * time.Minute), true},
-		"another":           {stateWith(), "another", now, false},
-		"the refresh token": {stateWith(), "refresh", now, false},
-		"nothing":           {stateWith(), "", now, false},
-		"one that expired":  {stateWith(), "access", at(14 * time.Minute), false},
-		"it a second time":  {stateWith(refusedAt(now)), "access", at(5 * time.Minute), false},
-		"a revoked one":     {stateWith(func(st *state) { st.takeAll(nil, now) }), "access", now, false},
-		"with no token":     {newState(), "", now, false},
+		"the current token":               {stateWith(), "access", now, true},
+		"a stale token":                   {stateWith(), "access", at(13 * time.Minute), true},
+		"in a cool-down":                  {stateWith(failing(at(13*time.Minute), true)), "access", at(13 * time.Minute), true},
+		"another":                         {stateWith(), "another", now, false},
+		"the refresh token":               {stateWith(), "refresh", now, false},
+		"nothing":                         {stateWith(), "", now, false},
+		"an expired token":                {stateWith(), "access", at(14 * time.Minute), false},
+		"the current token a second time": {stateWith(refusedAt(now)), "access", at(5 * time.Minute), false},
+		"a revoked token":                 {stateWith(func(st *state) { st.takeAll(nil, now) }), "access", now, false},
+		"with no token":                   {newState(), "", now, false},
 		"a refresh token only": {func() *state {
 			st := newState()
 			st.obtain(&currentToken{Token: oauth2.Token{RefreshToken: "refresh"}}, "", at(0))
@@ -256,14 +260,14 @@ func TestInvalidateMarksTheCurrentTokenOnly(t *testing.T) {
 			continue
 		}
 		assert.Nil(t, c.state.load().usable(c.now), name)
-		assert.Equal(t, before.coolDown, c.state.load().coolDown, "%s: a cool-down goes on", name)
+		assert.Equal(t, before.coolDown, c.state.load().coolDown, "%s: a cool-down continues", name)
 		assert.Equal(t, "refresh", c.state.claimRefreshToken(true), name)
 		assert.Empty(t, former(c.state), "%s: it is still the current token", name)
 	}
 }
 
-// invalidateAnother invalidates a token that was obtained at since, and reports
-// whether that counted.
+// invalidateAnother obtains another token at since and invalidates it at now.
+// It reports whether the invalidation counted.
 func invalidateAnother(st *state, since, now instant) bool {
 	access := fmt.Sprint("obtained at ", since)
 	st.obtain(tokenFrom(since, access, "refresh"), "", since)
@@ -282,7 +286,7 @@ func TestInvalidationWithinThePauseDoesNothing(t *testing.T) {
 		assert.True(t, invalidateAnother(st, now, now), pause)
 	}
 
-	// A token that reaches its refresh point ends it.
+	// A token that reaches its refresh point resets the pause. So does Revoke.
 	lasted := now.add(12 * time.Minute)
 	for name, change := range map[string]func(st *state){
 		"it is replaced":    func(st *state) { st.obtain(tokenFrom(lasted, "a2", "r2"), "", lasted) },
@@ -301,7 +305,7 @@ func TestInvalidationWithinThePauseDoesNothing(t *testing.T) {
 	}
 }
 
-func TestRefusedTokenThatReachesItsRefreshPointHasNotLasted(t *testing.T) {
+func TestRefusedTokenDoesNotResetThePause(t *testing.T) {
 	t.Parallel()
 	st := stateWith(refusedAt(at(0)))
 	st.obtain(tokenFrom(at(13*time.Minute), "a2", "r2"), "", at(13*time.Minute))
@@ -349,7 +353,8 @@ func TestFormerTokenIsDeadIfBothClocksSaySo(t *testing.T) {
 	}
 }
 
-// numbered are tokens that are kept for Revoke, from first on.
+// numbered keeps the tokens with the numbers from first to end-1 for Revoke,
+// and returns their texts.
 func numbered(st *state, first, end int) (texts []string) {
 	for i := first; i < end; i++ {
 		st.keepForRevoke(fmt.Sprint("token-", i), at(0))
@@ -363,14 +368,14 @@ func TestSixteenFormerTokensAreRemembered(t *testing.T) {
 	st := stateWith()
 	numbered(st, 0, 4)
 	want := numbered(st, 4, 20)
-	for range 20 { // none takes a second place
+	for range 20 { // a known token takes no second place
 		st.keepForRevoke("token-4", at(0))
-		st.keepForRevoke("refresh", at(0)) // the current one takes none
+		st.keepForRevoke("refresh", at(0)) // the current refresh token takes no place
 		st.keepForRevoke("", at(0))
 	}
 	assert.ElementsMatch(t, want, former(st), "the last ones")
 
-	// A Revoke that fails takes none away either.
+	// A Revoke that fails forgets none of them either.
 	assert.Len(t, st.takeAll(nil, at(0)), 18)
 	assert.Len(t, st.takeAll(nil, at(0)), 18)
 }
@@ -379,7 +384,7 @@ func TestDeadTokensMakeRoomForThoseThatMayBeAlive(t *testing.T) {
 	t.Parallel()
 	st := newState()
 	numbered(st, 0, 16)
-	for i := range 100 { // each is dead before the next comes
+	for i := range 100 { // each token is dead before the next one is obtained
 		now := at(time.Duration(i) * time.Hour)
 		st.obtain(tokenFrom(now, fmt.Sprint("access-", i), "refresh"), "refresh", now)
 	}
@@ -387,7 +392,7 @@ func TestDeadTokensMakeRoomForThoseThatMayBeAlive(t *testing.T) {
 	assert.Contains(t, former(st), "token-15")
 }
 
-func TestHundredTokensAreNotAdopted(t *testing.T) {
+func TestLastHundredRevokedTokensAreNotAdopted(t *testing.T) {
 	t.Parallel()
 	st := newState()
 	take := func(i int) {
@@ -405,7 +410,7 @@ func TestHundredTokensAreNotAdopted(t *testing.T) {
 	assert.True(t, st.adopt(tokenFrom(at(0), "token-0", ""), at(0)))
 }
 
-// writers are the methods of state that change what is published.
+// writers are the methods of state that store another snapshot.
 var writers = map[string]func(st *state){
 	"obtain":             func(st *state) { st.obtain(tokenFrom(at(0), "a2", "r2"), "", at(0)) },
 	"adopt":              func(st *state) { st.adopt(tokenFrom(at(1), "a2", "r2"), at(0)) },
@@ -440,7 +445,7 @@ func TestNoChangeIsLost(t *testing.T) {
 			for n := range each {
 				st.change(func(next *snapshot) {
 					before := next.pause
-					runtime.Gosched() // others would come in here
+					runtime.Gosched() // without the lock, other goroutines would run here
 					next.pause = before + 1
 				})
 				st.keepForRevoke(fmt.Sprint(i, n), at(0))
@@ -451,11 +456,11 @@ func TestNoChangeIsLost(t *testing.T) {
 	assert.EqualValues(t, goroutines*each, st.load().pause)
 }
 
-// Every call of Token comes by here.
+// Every call of Token reads the state.
 func TestReadersTakeNoLock(t *testing.T) {
 	t.Parallel()
 	st := stateWith()
-	st.mu.Lock() // a reader that took it, too, would never return
+	st.mu.Lock() // a reader that takes this lock would never return
 	defer st.mu.Unlock()
 	for _, now := range []instant{at(0), at(13 * time.Minute), at(time.Hour)} {
 		known := st.load()

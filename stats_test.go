@@ -53,7 +53,7 @@ func TestStatsThroughATokensLife(t *testing.T) {
 		assert.Equal(t, want, s.Stats())
 		second := token(t, s)
 		s.Invalidate(second.AccessToken)
-		s.Invalidate(second.AccessToken) // it is marked already
+		s.Invalidate(second.AccessToken) // has no effect, since the token is already marked
 		want.Phase, want.Invalidated = PhaseNone, 1
 		assert.Equal(t, want, s.Stats())
 
@@ -87,14 +87,14 @@ func TestStatsOfFailures(t *testing.T) {
 
 		p.on(nil)
 		time.Sleep(time.Second)
-		assert.Zero(t, s.Stats().CoolDownUntil, "it is over")
+		assert.Zero(t, s.Stats().CoolDownUntil, "the cool-down is over")
 		token(t, s)
 		after := s.Stats()
 		assert.Equal(t, PhaseFresh, after.Phase)
 		assert.Equal(t, st.LastError, after.LastError, "the last error stays known")
 		assert.Equal(t, st.LastErrorAt, after.LastErrorAt)
 
-		// A refresh that is refused, and client credentials after it.
+		// A refresh is refused, and client credentials follow.
 		time.Sleep(time.Hour)
 		p.on(replies(403, ""), refresh)
 		token(t, s)
@@ -122,7 +122,7 @@ func TestStatsOfAFailedRefreshInTheBackground(t *testing.T) {
 		assert.False(t, st.CoolDownUntil.Before(failed.Add(40*time.Second)), "as the server asked")
 		assert.Equal(t, uint64(1), st.RefreshesFailed)
 
-		// It lasts no longer than the token.
+		// The cool-down lasts no longer than the token.
 		p.on(replies(503, "", "Retry-After", "3600"))
 		time.Sleep(time.Minute)
 		token(t, s)
@@ -132,7 +132,7 @@ func TestStatsOfAFailedRefreshInTheBackground(t *testing.T) {
 		assert.Zero(t, s.Stats().CoolDownUntil, "a token request can be made now")
 		_, err := s.Token()
 		require.NotErrorAs(t, err, new(*CoolDownError))
-		assert.False(t, s.Stats().CoolDownUntil.Before(time.Now().Add(time.Hour)), "a caller waited for this one")
+		assert.False(t, s.Stats().CoolDownUntil.Before(time.Now().Add(time.Hour)), "a caller waited for this grant")
 	})
 }
 
@@ -233,7 +233,7 @@ func TestStatsCountTheCallersThatWait(t *testing.T) {
 		assert.Equal(t, 20*time.Second, st.WaitTime)
 		token(t, s)
 		time.Sleep(12*time.Minute + 30*time.Second)
-		token(t, s) // a stale token needs no waiting
+		token(t, s) // returns the stale token without a wait
 		time.Sleep(time.Minute)
 		assert.Equal(t, uint64(10), s.Stats().Waited)
 		assert.Equal(t, uint64(1), s.Stats().Refreshes)
@@ -245,7 +245,6 @@ func TestStatsOfAZeroTokenSource(t *testing.T) {
 	assert.Equal(t, Stats{Phase: PhaseNone}, new(TokenSource).Stats())
 }
 
-// The struct itself is returned by value.
 func TestStatsAllocateNothing(t *testing.T) {
 	server := inMemory(t)
 	s := sourceOf(t, server)
@@ -266,12 +265,12 @@ func TestStatsTakeNoLock(t *testing.T) {
 	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	token(t, s)
-	s.core.state.mu.Lock() // a call that took it, too, would never return
+	s.core.state.mu.Lock() // a call that takes this lock would never return
 	defer s.core.state.mu.Unlock()
 	assert.Equal(t, PhaseFresh, s.Stats().Phase)
 }
 
-func TestStatsMayBeReadAtAnyTime(t *testing.T) {
+func TestStatsCanBeReadAtAnyTime(t *testing.T) {
 	t.Parallel()
 	s := sourceOf(t, inMemory(t), WithCache(new(memoryCache)))
 	use := func() {

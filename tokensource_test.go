@@ -59,7 +59,7 @@ func TestFreshTokenIsReturnedWithoutALock(t *testing.T) {
 	t.Parallel()
 	s := sourceOf(t, onLoopback(t))
 	first := token(t, s)
-	s.core.state.mu.Lock() // a call that took it, too, would never return
+	s.core.state.mu.Lock() // a call that takes this lock would never return
 	defer s.core.state.mu.Unlock()
 	assert.Equal(t, first, token(t, s))
 }
@@ -79,7 +79,7 @@ func TestStaleTokenIsReturnedDuringOneRefreshInTheBackground(t *testing.T) {
 		server := inMemory(t, moovtest.WithLatency(2*time.Second))
 		s := sourceOf(t, server)
 		old := token(t, s)
-		time.Sleep(12*time.Minute + 20*time.Second) // past the refresh point, whatever the jitter
+		time.Sleep(12*time.Minute + 20*time.Second) // after the refresh point, whatever the jitter is
 
 		began := time.Now()
 		for _, tok := range together(t, slices.Repeat([]*TokenSource{s}, 100)) {
@@ -124,9 +124,9 @@ func TestThousandCallersOfAnExpiredTokenShareOneGrant(t *testing.T) {
 	})
 }
 
-// Another caller's grant ends between a caller's look at the state and the flight
-// that it starts.
-func TestFlightChecksAgainWhatItsCallerHasChecked(t *testing.T) {
+// A caller finds no token and starts a flight. In between, the grant of another
+// caller ends.
+func TestFlightChecksAgainWhetherATokenIsNeeded(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]reaction{"the grant succeeded": nil, "the grant failed": replies(403, "")}, func(t *testing.T, do reaction) {
 		p := proxyOf(t)
@@ -135,7 +135,7 @@ func TestFlightChecksAgainWhatItsCallerHasChecked(t *testing.T) {
 		var want error
 		clock, calls := s.core.config.clock, 0
 		s.core.config.clock = func() instant {
-			if calls++; calls == 3 { // for a token, in vain, twice; and now for a cool-down
+			if calls++; calls == 3 { // the caller has looked for a token twice, and now looks for a cool-down
 				_, want = s.Token()
 			}
 			return clock()
@@ -165,7 +165,7 @@ func TestCancelledCallerLeavesOthersWaiting(t *testing.T) {
 			assert.Equal(t, time.Second, time.Since(began))
 			first <- err
 		}()
-		synctest.Wait() // the first caller's grant is under way
+		synctest.Wait() // the first caller's grant is in progress
 		time.AfterFunc(time.Second, cancel)
 		var all sync.WaitGroup
 		all.Go(func() {
@@ -195,7 +195,7 @@ func TestCallerWhoseContextHasEndedStartsNoGrant(t *testing.T) {
 
 	token(t, s)
 	_, err = s.TokenContext(ctx)
-	assert.NoError(t, err, "a fresh token needs no waiting")
+	assert.NoError(t, err, "a fresh token is returned without a wait")
 }
 
 func TestNilContextIsAnError(t *testing.T) {
@@ -203,7 +203,7 @@ func TestNilContextIsAnError(t *testing.T) {
 	server := onLoopback(t)
 	s := sourceOf(t, server)
 	var none context.Context
-	for range 2 { // without a token, and with one
+	for range 2 { // first without a token, then with one
 		_, err := s.TokenContext(none)
 		assert.ErrorContains(t, err, "the context is nil: pass context.Background()")
 		token(t, s)
@@ -242,7 +242,7 @@ func TestTimeoutOfTheConfiguredClientCounts(t *testing.T) {
 	})
 }
 
-// A flight that a Revoke cancelled is followed by another.
+// If Revoke cancels a flight, its callers start another.
 func TestCallerWaitsNoLongerThanTheTimeoutForSeveralFlights(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -276,8 +276,8 @@ func TestRefreshInTheBackgroundThatWaitedForARevokeDoesNothing(t *testing.T) {
 		time.Sleep(13 * time.Minute)
 		var all sync.WaitGroup
 		all.Go(func() { assert.NoError(t, s.Revoke(t.Context())) })
-		synctest.Wait() // it reads the cache
-		token(t, s)     // wants to start a refresh
+		synctest.Wait() // Revoke reads the cache
+		token(t, s)     // tries to start a refresh
 		all.Wait()
 		synctest.Wait()
 		assert.Len(t, server.TokenRequests(), 1)
@@ -301,8 +301,8 @@ func TestTokenRequestDoesNotUseItsCallersContext(t *testing.T) {
 	})
 }
 
-// An hour of calls, one in two seconds, with 15-minute tokens.
-func TestHourWithoutAWait(t *testing.T) {
+// The test makes a call every two seconds for an hour, with 15-minute tokens.
+func TestNoCallWaitsDuringAnHour(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]func(*TokenSource) oauth2.TokenSource{
 		"a source":         func(s *TokenSource) oauth2.TokenSource { return s },
@@ -336,7 +336,7 @@ func TestHourWithoutAWait(t *testing.T) {
 func TestTwoOAuth2ClientsShareOneSource(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		server := inMemory(t, moovtest.WithLifetime(11*time.Second)) // soon stale in both wrappers
+		server := inMemory(t, moovtest.WithLifetime(11*time.Second)) // so that both clients soon ask the source again
 		s := sourceOf(t, server)
 		ctx := context.WithValue(t.Context(), oauth2.HTTPClient, server.Client())
 		var all sync.WaitGroup
@@ -383,31 +383,31 @@ func TestLifetimeDecidesHowOftenTheServerIsAsked(t *testing.T) {
 	const threeDays, fiveMinutes, thirtyDays = 72 * time.Hour, 5 * time.Minute, 30 * 24 * time.Hour
 	bubbles(t, map[string]struct {
 		expiresIn func() string
-		want      time.Duration // between two requests, or a little less
+		want      time.Duration // the time between two requests, at most
 	}{
-		"three days":                {is(`259200`), threeDays},
-		"three days as text":        {is(`"259200"`), threeDays},
-		"a timestamp":               {in(threeDays, "%d"), threeDays},
-		"a timestamp as text":       {in(threeDays, `"%d"`), threeDays},
-		"55 years":                  {in(20_000*24*time.Hour, "%d"), thirtyDays},
-		"more than a duration":      {is(`1e308`), thirtyDays},
-		"null":                      {is(`null`), fiveMinutes},
-		"0":                         {is(`0`), fiveMinutes},
-		"negative":                  {is(`-1`), fiveMinutes},
-		"a thousandth":              {is(`0.001`), fiveMinutes},
-		"no number":                 {is(`"NaN"`), fiveMinutes},
-		"a word":                    {is(`"soon"`), fiveMinutes},
-		"an object":                 {is(`{}`), fiveMinutes},
-		"Moov's example":            {is(`1736964352`), fiveMinutes},
-		"a timestamp of long ago":   {is(`1e9`), fiveMinutes},
-		"one of long ago, as text":  {is(`"1262304000"`), fiveMinutes},
-		"a timestamp of a day ago":  {in(-24*time.Hour, "%d"), fiveMinutes},
-		"a timestamp of a year ago": {in(-365*24*time.Hour, `"%d"`), fiveMinutes},
+		"three days":                       {is(`259200`), threeDays},
+		"three days as text":               {is(`"259200"`), threeDays},
+		"a timestamp":                      {in(threeDays, "%d"), threeDays},
+		"a timestamp as text":              {in(threeDays, `"%d"`), threeDays},
+		"55 years":                         {in(20_000*24*time.Hour, "%d"), thirtyDays},
+		"more than a duration":             {is(`1e308`), thirtyDays},
+		"null":                             {is(`null`), fiveMinutes},
+		"0":                                {is(`0`), fiveMinutes},
+		"negative":                         {is(`-1`), fiveMinutes},
+		"a thousandth":                     {is(`0.001`), fiveMinutes},
+		"not a number":                     {is(`"NaN"`), fiveMinutes},
+		"a word":                           {is(`"soon"`), fiveMinutes},
+		"an object":                        {is(`{}`), fiveMinutes},
+		"Moov's example":                   {is(`1736964352`), fiveMinutes},
+		"a timestamp of long ago":          {is(`1e9`), fiveMinutes},
+		"a timestamp of long ago, as text": {is(`"1262304000"`), fiveMinutes},
+		"a timestamp of a day ago":         {in(-24*time.Hour, "%d"), fiveMinutes},
+		"a timestamp of a year ago":        {in(-365*24*time.Hour, `"%d"`), fiveMinutes},
 	}, func(t *testing.T, c struct {
 		expiresIn func() string
 		want      time.Duration
 	}) {
-		time.Sleep(30 * 365 * 24 * time.Hour) // a bubble begins in 2000
+		time.Sleep(30 * 365 * 24 * time.Hour) // a bubble starts in the year 2000
 		p, n := proxyOf(t), 0
 		p.on(func(r *http.Request, pass roundTripper) (*http.Response, error) {
 			n++
@@ -432,7 +432,7 @@ func TestEarlyRefresh(t *testing.T) {
 	for _, c := range []struct {
 		lifetime   time.Duration
 		opts       []Option
-		from, till time.Duration // of the refresh point, after the grant
+		from, till time.Duration // the bounds of the refresh point, from the grant on
 	}{
 		{15 * time.Minute, nil, 15*time.Minute - 5*time.Second - 3*time.Minute, 15*time.Minute - 5*time.Second - 162*time.Second},
 		{10 * time.Hour, nil, 10*time.Hour - 5*time.Second - 5*time.Minute, 10*time.Hour - 5*time.Second - 270*time.Second},
@@ -476,10 +476,10 @@ func TestWithoutEarlyRefreshCallersWaitAtTheExpiry(t *testing.T) {
 func TestEitherClockExpiresAToken(t *testing.T) {
 	t.Parallel()
 	for name, move := range map[string]func(now *instant, d time.Duration){
-		"the wall clock is set back":       func(now *instant, d time.Duration) { now.monotonic += int64(d); now.wall -= int64(time.Hour) },
-		"the monotonic clock stands":       func(now *instant, d time.Duration) { now.wall += int64(d) },
-		"both run":                         func(now *instant, d time.Duration) { *now = now.add(d) },
-		"the wall clock is set an hour on": func(now *instant, _ time.Duration) { now.wall += int64(time.Hour) },
+		"the wall clock is set back":            func(now *instant, d time.Duration) { now.monotonic += int64(d); now.wall -= int64(time.Hour) },
+		"the monotonic clock stands still":      func(now *instant, d time.Duration) { now.wall += int64(d) },
+		"both run":                              func(now *instant, d time.Duration) { *now = now.add(d) },
+		"the wall clock is set an hour forward": func(now *instant, _ time.Duration) { now.wall += int64(time.Hour) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := onLoopback(t)
@@ -535,7 +535,8 @@ func TestStartsFromARefreshTokenOnly(t *testing.T) {
 		assert.Equal(t, pingScope, first.Extra("scope"))
 		assert.Equal(t, []string{cc, refresh}, grantTypes(server))
 
-		// Without scopes there is no other way to a token: the refresh token is kept.
+		// Without scopes, the refresh token is the only credential, so the
+		// source keeps it.
 		server.RevokeAll()
 		time.Sleep(time.Hour)
 		for range 2 {
@@ -619,7 +620,7 @@ func TestInvalidateIsAboutTheCurrentToken(t *testing.T) {
 	})
 }
 
-// An API that answers 401 to everything: the time between two token requests
+// If an API answers 401 to everything, the time between two token requests
 // doubles from 1 s to 30 s.
 func TestInvalidationsThatFollowEachOtherCauseFewRequests(t *testing.T) {
 	t.Parallel()
@@ -645,20 +646,20 @@ func TestInvalidationsThatFollowEachOtherCauseFewRequests(t *testing.T) {
 				assert.Equal(t, []time.Duration{0, 1, 2, 4, 8, 16, 30, 30}, seconds[:8])
 				assert.Equal(t, time.Duration(30), slices.Min(seconds[6:]))
 
-				// A token that lasts ends it.
+				// A token that lives to its refresh point resets the pause.
 				token(t, s)
 				time.Sleep(time.Until(token(t, s).Expiry))
 				requests := len(p.grants())
 				refuseFor(2900 * time.Millisecond)
-				assert.Len(t, p.grants(), requests+3, "the new token, at once, and after 1 s")
+				assert.Len(t, p.grants(), requests+3, "one for the new token, one at once, and one after 1 s")
 			})
 		})
 	}
 }
 
-// One endpoint of the API answers 401 to every call, for whatever reason. All
-// others accept the token.
-func TestInvalidationsFailNoCall(t *testing.T) {
+// One endpoint of the API answers 401 to every call. All others accept the
+// token.
+func TestNoCallFailsAfterInvalidations(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]reaction{
 		"the endpoint works": nil,
@@ -668,7 +669,7 @@ func TestInvalidationsFailNoCall(t *testing.T) {
 		"429, an hour":       replies(429, "", "Retry-After", "3600"),
 		"no connection":      refusesToConnect,
 		"a reset":            breaks,
-		"a page":             useless["a page"],
+		"a page":             unusable["a page"],
 		"silence":            neverAnswers,
 	}, func(t *testing.T, fails reaction) {
 		p := proxyOf(t)
@@ -689,7 +690,7 @@ func TestInvalidationsFailNoCall(t *testing.T) {
 		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
 		time.Sleep(time.Until(first.Expiry))
 		_, err := s.Token()
-		require.Error(t, err, "nothing is returned after the expiry")
+		require.Error(t, err, "no token is returned after its expiry")
 		p.on(nil)
 		time.Sleep(time.Hour * 5 / 4)
 		assert.True(t, p.Alive(token(t, s).AccessToken))
@@ -700,7 +701,7 @@ func TestRefusedTokenIsReturnedUntilTheNextAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
-		s := hurried(p.source(t))
+		s := noJitter(p.source(t))
 		first := token(t, s)
 		p.on(replies(403, ""))
 		s.Invalidate(first.AccessToken)
@@ -709,7 +710,7 @@ func TestRefusedTokenIsReturnedUntilTheNextAttempt(t *testing.T) {
 		s.Invalidate(first.AccessToken)
 		time.Sleep(firstCoolDown - 1)
 		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
-		assert.Len(t, p.grants(), 3, "cool-down")
+		assert.Len(t, p.grants(), 3, "no request is made during the cool-down")
 		p.on(nil)
 		time.Sleep(time.Nanosecond)
 		assert.NotEqual(t, first.AccessToken, token(t, s).AccessToken)
@@ -736,8 +737,8 @@ func TestInvalidateDoesNotEndACoolDownWithoutAToken(t *testing.T) {
 	})
 }
 
-// Processes that share a cache share the tokens that are obtained, too.
-func TestProcessesOnOneCacheWhoseTokensAreRefusedAskNoMoreOftenThanOne(t *testing.T) {
+// Processes that share a cache also share the tokens that replace refused ones.
+func TestProcessesThatShareACacheMakeFewRequestsIfTheirTokensAreRefused(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]func() Cache{
 		"without a lock": func() Cache { return new(memoryCache) }, "with a lock": func() Cache { return newLockingCache() },
@@ -758,7 +759,7 @@ func TestProcessesOnOneCacheWhoseTokensAreRefusedAskNoMoreOftenThanOne(t *testin
 	})
 }
 
-// Some servers kill the old token the moment that they issue the new one.
+// Some servers revoke the old token when they issue the new one.
 func TestInvalidateDuringARefreshInTheBackground(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -767,7 +768,7 @@ func TestInvalidateDuringARefreshInTheBackground(t *testing.T) {
 		first := token(t, s)
 		time.Sleep(13 * time.Minute)
 		server.SetLatency(time.Second)
-		token(t, s) // starts it
+		token(t, s) // starts the refresh
 		time.Sleep(100 * time.Millisecond)
 		s.Invalidate(first.AccessToken)
 		began := time.Now()
@@ -782,7 +783,8 @@ func TestInvalidateDuringARefreshInTheBackground(t *testing.T) {
 	})
 }
 
-// A logger is called while a grant is ending: its token is current already.
+// The logger is called at the end of a grant, when the new token is already the
+// current one.
 func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -796,8 +798,9 @@ func TestInvalidateWhileAGrantIsEnding(t *testing.T) {
 	})
 }
 
-// atTheWait is a context that does something when its caller has joined a flight
-// and is about to wait for it. With a Limiter, the caller waits on it directly.
+// atTheWait is a context that calls do when its caller has joined a flight and
+// is about to wait. The source must have a Limiter: otherwise the caller waits
+// with a context that is derived from this one.
 type atTheWait struct {
 	context.Context
 	do func()
@@ -816,7 +819,8 @@ type unlimited struct{}
 
 func (unlimited) Wait(context.Context) error { return nil }
 
-// A flight that has ended keeps its result for a caller that has not read it yet.
+// A flight that has ended keeps its result for callers that have not read it
+// yet.
 func TestResultOfAFlightIsNotReturnedAfterRevokeOrInvalidate(t *testing.T) {
 	t.Parallel()
 	bubbles(t, map[string]func(s *TokenSource, access string){
@@ -839,7 +843,7 @@ func TestResultOfAFlightIsNotReturnedAfterRevokeOrInvalidate(t *testing.T) {
 	})
 }
 
-func TestFailedRefreshInTheBackgroundIsNotSeen(t *testing.T) {
+func TestFailedRefreshInTheBackgroundIsNotSeenByCallers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -867,11 +871,11 @@ func TestZeroTokenSourceSaysWhatToDo(t *testing.T) {
 	zero.Invalidate("x")
 }
 
-// As in net/http, a panic is the program's.
+// As in net/http, the package does not recover from the panic.
 func TestPanicOfPluggedInCodeEndsTheProgram(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("MOOVAUTH_PANIC") != "" {
-		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { panic("out of order") })}
+		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { panic("from a mock") })}
 		_, _ = sourceOf(t, onLoopback(t), WithHTTPClient(client)).Token()
 		return
 	}
@@ -879,11 +883,11 @@ func TestPanicOfPluggedInCodeEndsTheProgram(t *testing.T) {
 	again.Env = append(os.Environ(), "MOOVAUTH_PANIC=1")
 	output, err := again.CombinedOutput()
 	assert.Error(t, err)
-	assert.Contains(t, string(output), "panic: out of order")
+	assert.Contains(t, string(output), "panic: from a mock")
 }
 
-// t.FailNow does so in a mock.
-func TestGoexitOfPluggedInCodeHoldsCallersUntilTheTimeout(t *testing.T) {
+// In a mock, t.FailNow calls Goexit.
+func TestCallersWaitUntilTheTimeoutAfterGoexitOfPluggedInCode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -898,9 +902,9 @@ func TestGoexitOfPluggedInCodeHoldsCallersUntilTheTimeout(t *testing.T) {
 	})
 }
 
-// A source has no Format method: what it knows stands behind pointers, which
-// package fmt does not follow. Under the race detector, this shows too that
-// printing reads nothing that a use of the source changes.
+// A source has no Format method. What it knows is behind pointers, which
+// package fmt does not follow. With the race detector, the test also shows that
+// printing reads nothing that the source changes.
 func TestNoVerbPrintsASecretOfASource(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
@@ -972,9 +976,10 @@ func TestNoVerbPrintsASecretOfASource(t *testing.T) {
 	}
 }
 
-// A call that has 5 s must not end because the token endpoint is silent: only the
-// first attempt to replace a refused token is waited for as long as it takes.
-func TestSilentEndpointHoldsUpNoCallForLongAfterTheFirstAttempt(t *testing.T) {
+// A call that has 5 s must not fail because the token endpoint is silent.
+// Callers wait without a short limit only for the first attempt to replace a
+// refused token.
+func TestSilentEndpointDelaysCallsOnlyBrieflyAfterTheFirstAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -999,7 +1004,7 @@ func TestSilentEndpointHoldsUpNoCallForLongAfterTheFirstAttempt(t *testing.T) {
 	})
 }
 
-func TestCallerThatJoinsLateHasAWholeGrant(t *testing.T) {
+func TestCallerThatJoinsAFlightNearItsEndHasTimeForAnother(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := proxyOf(t)
@@ -1007,7 +1012,7 @@ func TestCallerThatJoinsLateHasAWholeGrant(t *testing.T) {
 		token(t, s)
 		time.Sleep(s.timeLeft() - time.Second)
 		p.on(neverAnswers)
-		token(t, s) // a refresh in the background begins
+		token(t, s) // starts a refresh in the background
 		time.Sleep(2 * time.Second)
 		early := make(chan error)
 		go func() {
@@ -1020,7 +1025,7 @@ func TestCallerThatJoinsLateHasAWholeGrant(t *testing.T) {
 			return pass(r)
 		})
 		token(t, s)
-		<-early // its time was over before
+		<-early // the early caller has already given up
 	})
 }
 

@@ -26,7 +26,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// body counts how often it was closed.
+// body is a request or response body that counts how often it is closed.
 type body struct {
 	io.Reader
 	closed atomic.Int64
@@ -34,7 +34,7 @@ type body struct {
 
 func (b *body) Close() error { b.closed.Add(1); return nil }
 
-// sink is a RoundTripper that keeps the last request, and answers 200.
+// sink is a RoundTripper that keeps the last request and answers 200.
 type sink struct{ last *http.Request }
 
 func (s *sink) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -45,21 +45,23 @@ func (s *sink) RoundTrip(r *http.Request) (*http.Response, error) {
 	return empty(r, http.StatusOK), nil
 }
 
-// empty is an answer to r without a body.
+// empty returns an answer to r without a body.
 func empty(r *http.Request, status int) *http.Response {
 	return &http.Response{StatusCode: status, Header: make(http.Header), Body: http.NoBody, Request: r}
 }
 
-// static is a source of one token, without TokenContext or Invalidate.
+// static is a source of one token. It has no methods TokenContext and
+// Invalidate.
 var static = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "static"})
 
-// sourceFunc is a function as an oauth2.TokenSource.
+// sourceFunc adapts a function to oauth2.TokenSource.
 type sourceFunc func() (*oauth2.Token, error)
 
 func (f sourceFunc) Token() (*oauth2.Token, error) { return f() }
 
-// otherSource is a TokenSource of another package, with the methods that
-// Transport looks for. Each invalidation leads to its next token.
+// otherSource is a token source of another package, with the optional methods
+// that Transport looks for. After each call of Invalidate, it returns its next
+// token.
 type otherSource struct {
 	tokens []string
 	ctx    context.Context
@@ -68,7 +70,7 @@ type otherSource struct {
 
 func newOtherSource(tokens ...string) *otherSource { return &otherSource{tokens: tokens} }
 
-func (s *otherSource) Token() (*oauth2.Token, error) { panic("TokenContext is to be used") }
+func (s *otherSource) Token() (*oauth2.Token, error) { panic("Transport must call TokenContext") }
 
 func (s *otherSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	s.ctx = ctx
@@ -81,8 +83,8 @@ func (s *otherSource) Invalidate(accessToken string) {
 	s.tokens = s.tokens[1:]
 }
 
-// refusing is a Base that answers token "one" with a 401 that has body, and any
-// other with 200.
+// refusing returns a Base that answers 401 with body to the token "one", and
+// 200 to all others.
 func refusing(body io.ReadCloser) roundTripper {
 	return func(r *http.Request) (*http.Response, error) {
 		if r.Header.Get("Authorization") != "Bearer one" {
@@ -95,13 +97,13 @@ func refusing(body io.ReadCloser) roundTripper {
 	}
 }
 
-// startingWith returns a source that has a token already, and sends its token
+// startingWith returns a source that already has a token and sends its token
 // requests to server.
 func startingWith(t testing.TB, server *moovtest.Server, accessToken string, opts ...Option) *TokenSource {
 	return sourceOf(t, server, append(opts, WithToken(&oauth2.Token{AccessToken: accessToken}))...)
 }
 
-// roundTrip sends a GET of target through tr.
+// roundTrip sends a GET request for target through tr.
 func roundTrip(t testing.TB, tr *Transport, target string) (*http.Response, error) {
 	t.Helper()
 	req, err := http.NewRequest(http.MethodGet, target, nil)
@@ -109,7 +111,7 @@ func roundTrip(t testing.TB, tr *Transport, target string) (*http.Response, erro
 	return tr.RoundTrip(req)
 }
 
-// get is the status of a GET of target with client.
+// get sends a GET request for target with client, and returns the status.
 func get(t testing.TB, client *http.Client, target string) int {
 	t.Helper()
 	resp, err := client.Get(target)
@@ -120,7 +122,7 @@ func get(t testing.TB, client *http.Client, target string) int {
 	return resp.StatusCode
 }
 
-// alive reports whether server takes the token of r.
+// alive reports whether server accepts the token of r.
 func alive(server *moovtest.Server, r *http.Request) bool {
 	return server.Alive(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 }
@@ -181,7 +183,7 @@ func TestTransportNamesTheFieldThatIsWrong(t *testing.T) {
 	}
 }
 
-// It changes http.DefaultTransport, so it does not run in parallel.
+// This test changes http.DefaultTransport, so it does not run in parallel.
 func TestDefaultTransportNeedsABase(t *testing.T) {
 	before := http.DefaultTransport
 	defer func() { http.DefaultTransport = before }()
@@ -190,7 +192,7 @@ func TestDefaultTransportNeedsABase(t *testing.T) {
 	http.DefaultTransport = tr
 	_, err := http.Get(server.URL + "/ping")
 	assert.ErrorContains(t, err, "http.DefaultTransport is this Transport, so that it would call itself: set Base")
-	http.DefaultClient.CloseIdleConnections() // does not call itself either
+	http.DefaultClient.CloseIdleConnections() // does not call itself without end either
 	assert.Empty(t, server.Requests())
 
 	http.DefaultTransport = &Transport{Base: before}
@@ -198,15 +200,15 @@ func TestDefaultTransportNeedsABase(t *testing.T) {
 	assert.Equal(t, DefaultVersion, server.Requests()[0].Header.Get(VersionHeader))
 }
 
-func TestTransportsMayBeWithinEachOther(t *testing.T) {
+func TestNestedTransports(t *testing.T) {
 	t.Parallel()
 	base := new(sink)
 	inner := &Transport{Source: static, Base: base, Version: "v2025.01.00"}
 	outer := &Transport{Source: oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "outer"}), Base: inner, Version: "v2026.01.00"}
 	_, err := roundTrip(t, outer, DefaultBaseURL)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"Bearer static"}, base.last.Header["Authorization"], "the inner one's")
-	assert.Equal(t, []string{"v2026.01.00"}, base.last.Header[VersionHeader], "the outer one's, which the inner one takes for the caller's")
+	assert.Equal(t, []string{"Bearer static"}, base.last.Header["Authorization"], "the token of the inner transport")
+	assert.Equal(t, []string{"v2026.01.00"}, base.last.Header[VersionHeader], "the version of the outer transport, which the inner one takes for the caller's")
 }
 
 func TestRequestWithoutAURL(t *testing.T) {
@@ -225,7 +227,7 @@ func TestCallersRequestIsNotModified(t *testing.T) {
 	require.NoError(t, err)
 	req.Header.Set("Authorization", "Basic of-the-caller")
 	req.Header["X-Many"] = append(make([]string, 0, 8), "a", "b", "c", "d")
-	req.Header["x-moov-versioN"] = nil // net/http's way to leave a header out
+	req.Header["x-moov-versioN"] = nil // tells net/http to leave the header out
 	req.Header["Authorizatiom"] = []string{"of the same length"}
 	for n := range 20 {
 		req.Header.Set(fmt.Sprintf("X-Header-Nr-%02d", n), strconv.Itoa(n))
@@ -236,7 +238,7 @@ func TestCallersRequestIsNotModified(t *testing.T) {
 	assert.Equal(t, before, req)
 
 	want := before.Header.Clone()
-	want.Set("Authorization", "Bearer static") // the caller's is replaced
+	want.Set("Authorization", "Bearer static") // replaces the caller's
 	assert.Equal(t, want, base.last.Header, "all other headers are sent as they are")
 	for name, values := range base.last.Header {
 		base.last.Header[name] = append(values, "added by Base")
@@ -260,7 +262,7 @@ func TestHeaderNamesAreComparedWithoutCase(t *testing.T) {
 		transport *Transport
 		target    string
 		redirect  bool
-		want      string // the only Authorization
+		want      string // the only Authorization that is sent
 	}{
 		{"with a token", &Transport{Source: static}, DefaultBaseURL, false, "Bearer static"},
 		{"redirect on the same host", &Transport{Source: static}, DefaultBaseURL, true, "Bearer static"},
@@ -340,9 +342,10 @@ func TestRoundTripAllocatesNoMoreThanItHasTo(t *testing.T) {
 	assert.LessOrEqual(t, allocs, 4.0, "the request, its header's two parts, and what the header holds")
 }
 
-// A poller may make each request with the context of the last one. If each round
-// trip added to the context, each call would cost more than the one before.
-func TestContextOfARequestIsTheCallers(t *testing.T) {
+// A poller may make each request with the context of the last one. If each
+// round trip added a value to the context, each call would cost more than the
+// one before.
+func TestContextDoesNotGrowWithEachCall(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
@@ -364,7 +367,7 @@ func TestContextOfARequestIsTheCallers(t *testing.T) {
 	resp, err := client.Do(req)
 	require.NoError(t, err)
 	resp.Body.Close()
-	resp, err = client.Do(resp.Request) // a request that has been through the Transport
+	resp, err = client.Do(resp.Request) // this request has already passed through the Transport
 	require.NoError(t, err)
 	resp.Body.Close()
 	assert.Equal(t, http.StatusOK, resp.StatusCode)
@@ -395,8 +398,8 @@ func TestRedirectElsewhereIsFollowedWithoutTheToken(t *testing.T) {
 	assert.ErrorContains(t, err, "Transport.Hosts", "a direct request there is an error")
 }
 
-// net/http keeps the caller's Authorization on the way to a subdomain, and from
-// https to http.
+// When net/http follows a redirect to a subdomain, or from https to http, it
+// keeps the caller's Authorization.
 func TestRedirectElsewhereIsFollowedWithoutTheCallersCredentials(t *testing.T) {
 	t.Parallel()
 	for _, elsewhere := range []string{"http://api.moov.io/x", "https://sub.api.moov.io/x"} {
@@ -434,7 +437,7 @@ func TestReplayAfter401(t *testing.T) {
 		{"no body", func() io.Reader { return nil }, true},
 		{"http.NoBody", func() io.Reader { return http.NoBody }, true},
 		{"body with GetBody", func() io.Reader { return strings.NewReader(text) }, true},
-		{"body without", func() io.Reader { return io.MultiReader(strings.NewReader(text)) }, false},
+		{"body without GetBody", func() io.Reader { return io.MultiReader(strings.NewReader(text)) }, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			server := onLoopback(t)
@@ -499,7 +502,7 @@ func Test401IsReturnedIfGetBodyFails(t *testing.T) {
 	assert.Equal(t, 401, resp.StatusCode)
 }
 
-func TestRevokedTokenCosts100CallsOneTokenRequest(t *testing.T) {
+func TestHundredCallsWithARevokedTokenShareOneTokenRequest(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
@@ -513,8 +516,9 @@ func TestRevokedTokenCosts100CallsOneTokenRequest(t *testing.T) {
 	assert.Len(t, server.TokenRequests(), 2)
 }
 
-// A call that was on its way while the token was replaced costs no token request.
-func TestReplayTakesATokenThatIsThereAlready(t *testing.T) {
+// The token is replaced during a call. If this call then gets a 401, that
+// causes no token request.
+func TestReplayUsesATokenThatWasObtainedMeanwhile(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)
 	s := sourceOf(t, server)
@@ -534,7 +538,7 @@ func TestReplayTakesATokenThatIsThereAlready(t *testing.T) {
 	assert.EqualValues(t, 1, s.Stats().Invalidated)
 }
 
-// closeNote notes in source's calls when it is closed.
+// closeNote adds "close" to source's calls when it is closed.
 type closeNote struct {
 	io.Reader
 	source *otherSource
@@ -570,7 +574,7 @@ func Test401ToTheReplayInvalidatesNothing(t *testing.T) {
 	resp, err := roundTrip(t, &Transport{Source: source, Base: base}, DefaultBaseURL)
 	require.NoError(t, err)
 	assert.Equal(t, 401, resp.StatusCode)
-	assert.Equal(t, []string{"Bearer one", "Bearer two"}, sent, "once more, and no more")
+	assert.Equal(t, []string{"Bearer one", "Bearer two"}, sent, "the request is sent again once")
 	assert.Equal(t, []string{"token", "invalidate one", "token"}, source.calls)
 }
 
@@ -618,7 +622,7 @@ func TestStaticSourceIsAskedOnce(t *testing.T) {
 	})
 	_, err := roundTrip(t, &Transport{Source: static, Base: base}, DefaultBaseURL)
 	require.NoError(t, err)
-	assert.Equal(t, 1, n, "it cannot have another token")
+	assert.Equal(t, 1, n, "a static source has no other token")
 }
 
 // A mock may leave out the body of its answer.
@@ -629,7 +633,8 @@ func Test401WithoutABody(t *testing.T) {
 	assert.Equal(t, http.StatusOK, resp.StatusCode)
 }
 
-// silentBody has text, and then nothing until it is closed, when Read returns err.
+// silentBody contains text. After that, Read waits until the body is closed,
+// and returns err.
 type silentBody struct {
 	io.Reader
 	closed  chan struct{}
@@ -651,7 +656,7 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-func Test401IsReturnedWithWhatWasReadOfIt(t *testing.T) {
+func Test401IsReturnedWithTheBytesThatWereRead(t *testing.T) {
 	t.Parallel()
 	full := strings.Repeat("x", maxRefusalBody)
 	for _, c := range []struct {
@@ -663,7 +668,7 @@ func Test401IsReturnedWithWhatWasReadOfIt(t *testing.T) {
 	}{
 		{"all of it", func() io.Reader { return strings.NewReader("no") }, "no", nil, 0},
 		{"byte by byte", func() io.Reader { return iotest.OneByteReader(strings.NewReader("no")) }, "no", nil, 0},
-		{"the end with the last bytes", func() io.Reader { return iotest.DataErrReader(strings.NewReader("no")) }, "no", nil, 0},
+		{"EOF with the last bytes", func() io.Reader { return iotest.DataErrReader(strings.NewReader("no")) }, "no", nil, 0},
 		{"nothing", func() io.Reader { return http.NoBody }, "", nil, 0},
 		{"64 KiB", func() io.Reader { return strings.NewReader(full) }, full, nil, 0},
 		{"more than 64 KiB", func() io.Reader { return strings.NewReader(full + "x") }, full, io.ErrUnexpectedEOF, 0},
@@ -715,7 +720,7 @@ func Test401IsReturnedUntouched(t *testing.T) {
 		s := startingWith(t, server, "x")
 		s.Invalidate("x")
 		tr := &Transport{Source: s, Base: base}
-		for range 5 { // within the second after the invalidation
+		for range 5 { // during the pause of 1 s after the invalidation
 			resp, err := roundTrip(t, tr, server.URL)
 			require.NoError(t, err)
 			assert.Zero(t, resp.Body.(*body).closed.Load(), "Invalidate left the same token in place")
@@ -733,10 +738,10 @@ func Test401IsReturnedUntouched(t *testing.T) {
 	})
 }
 
-// The client that makes both kinds of requests has one connection, which is free
-// when the token request needs it. A body that does not end is read for 64 KiB or
-// 250 ms: closing it makes Read return.
-func TestOneConnectionForBothKindsOfRequests(t *testing.T) {
+// API calls and token requests share one connection, which must be free when
+// the token request needs it. Of a body that does not end, 64 KiB are read, for
+// 250 ms at most. Then the body is closed, which makes Read return.
+func TestOneConnectionIsEnoughForAPICallsAndTokenRequests(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 1<<20)
 	compressed := new(strings.Builder)
@@ -747,8 +752,8 @@ func TestOneConnectionForBothKindsOfRequests(t *testing.T) {
 		name     string
 		sent     string
 		encoding string
-		silent   bool   // after sent
-		read     string // of what was sent
+		silent   bool   // the body does not end after sent
+		read     string // the part of sent that the caller can read
 	}{
 		{"a short body", "refused", "", false, "refused"},
 		{"a long body", long, "", false, long[:maxRefusalBody]},
@@ -812,7 +817,7 @@ func TestOneConnectionForBothKindsOfRequests(t *testing.T) {
 	}
 }
 
-// A body is closed once, whatever happens, and the replay's is another one.
+// Each body is closed once, whatever happens. A replay has another body.
 func TestRequestBodiesAreClosedOnce(t *testing.T) {
 	t.Parallel()
 	failing := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -843,8 +848,9 @@ func TestRequestBodiesAreClosedOnce(t *testing.T) {
 	}
 }
 
-// The figures are those of Invalidate's pauses: 1 s, doubling to 30 s.
-func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
+// The expected times follow from the pauses of Invalidate, which double from 1
+// s to 30 s.
+func TestAPIThatAnswers401ToEverythingCausesFewTokenRequests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -865,8 +871,8 @@ func TestAPIThatAnswers401ToEverythingIsNoFlood(t *testing.T) {
 	})
 }
 
-// One endpoint answers 401 to every token, and is called once a second. The other
-// one is healthy, and is called five times a second.
+// One endpoint answers 401 to every token, and is called once a second. The
+// other one works, and is called five times a second.
 func TestEndpointThatAnswers401DoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
 	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
@@ -878,7 +884,7 @@ func TestEndpointThatAnswers401DoesNotDisturbOthers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if testing.Short() && outage != nil && outage.Handler != nil {
-				t.Skip("the other outage will do")
+				t.Skip("one outage is enough in short mode")
 			}
 			synctest.Test(t, func(t *testing.T) {
 				server := inMemory(t, moovtest.WithLatency(100*time.Millisecond))
@@ -888,7 +894,7 @@ func TestEndpointThatAnswers401DoesNotDisturbOthers(t *testing.T) {
 				client := sourceOf(t, server).Client()
 				began := time.Now()
 				at := func(d time.Duration) { time.Sleep(time.Until(began.Add(d))) }
-				waits := 0 // after the first minute
+				waits := 0 // the calls that wait after the first minute
 				var all sync.WaitGroup
 				all.Go(func() {
 					for n := range 600 {
@@ -923,7 +929,7 @@ func TestEndpointThatAnswers401DoesNotDisturbOthers(t *testing.T) {
 						assert.GreaterOrEqual(t, sent.Sub(requests[i].Time), 30*time.Second)
 					}
 				}
-				assert.LessOrEqual(t, after, 18, "of nine minutes")
+				assert.LessOrEqual(t, after, 18, "in nine minutes")
 				assert.LessOrEqual(t, waits, after)
 			})
 		})
@@ -956,8 +962,8 @@ func TestSuspendedAccountDoesNotDisturbOthers(t *testing.T) {
 	})
 }
 
-// Mocks, and some servers, hand out the same text until it expires, or for ever.
-func TestServerThatAlwaysHandsOutTheSameToken(t *testing.T) {
+// Mocks and some servers return the same token until it expires, or always.
+func TestServerThatAlwaysReturnsTheSameToken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := inMemory(t)
@@ -974,7 +980,7 @@ func TestServerThatAlwaysHandsOutTheSameToken(t *testing.T) {
 		client := &http.Client{Transport: &Transport{Source: s, Base: base}}
 		refused := 0
 		for n := range 720 { // for an hour
-			refuse = n == 100 // without a reason
+			refuse = n == 100 // the API refuses a valid token once
 			if get(t, client, server.URL) != http.StatusOK {
 				refused++
 			}
@@ -984,7 +990,7 @@ func TestServerThatAlwaysHandsOutTheSameToken(t *testing.T) {
 			time.Sleep(5 * time.Second)
 		}
 		assert.Equal(t, 1, refused)
-		assert.LessOrEqual(t, len(server.TokenRequests()), 8, "the first, after the 401, after Revoke, and one in at least 12 minutes")
+		assert.LessOrEqual(t, len(server.TokenRequests()), 8, "the first, one after the 401, one after Revoke, and one every 12 minutes at most")
 	})
 }
 
@@ -1011,7 +1017,7 @@ func TestErrorsOfBaseAreReturned(t *testing.T) {
 
 	base = func(*http.Request) (*http.Response, error) { return nil, nil }
 	_, err = (&http.Client{Transport: &Transport{Source: static, Base: base}}).Get(DefaultBaseURL)
-	assert.ErrorContains(t, err, "nil *Response", "which is for net/http to say")
+	assert.ErrorContains(t, err, "nil *Response", "net/http reports it")
 }
 
 type idler struct {
@@ -1028,11 +1034,12 @@ func TestCloseIdleConnectionsReachesBase(t *testing.T) {
 	client.CloseIdleConnections()
 	client.CloseIdleConnections()
 	assert.Equal(t, 2, base.closed)
-	(&http.Client{Transport: &Transport{Base: new(sink)}}).CloseIdleConnections() // which has no such method
+	(&http.Client{Transport: &Transport{Base: new(sink)}}).CloseIdleConnections() // has no effect, since sink has no such method
 }
 
-// url.Error's Timeout is how net/http tells a deadline from other failures.
-func TestTimeoutWhileATokenIsWaitedFor(t *testing.T) {
+// Callers look at url.Error's Timeout method to tell a timeout from other
+// failures.
+func TestTimeoutWhileACallWaitsForAToken(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name    string
@@ -1088,7 +1095,7 @@ func TestTimeoutWhileATokenIsWaitedFor(t *testing.T) {
 	}
 }
 
-// A *url.Error asks the error that it wraps, and nothing deeper.
+// A *url.Error asks the error that it wraps, but no error inside that one.
 func TestTimeoutAndTemporaryOfASourcesError(t *testing.T) {
 	t.Parallel()
 	deadline := fmt.Errorf("no token: %w", context.DeadlineExceeded)
@@ -1099,7 +1106,7 @@ func TestTimeoutAndTemporaryOfASourcesError(t *testing.T) {
 	}{
 		{"plain", errors.New("none"), false, true},
 		{"a deadline", deadline, true, true},
-		{"a file's", os.ErrDeadlineExceeded, true, true},
+		{"a deadline of package os", os.ErrDeadlineExceeded, true, true},
 		{"a deadline in a url.Error", &url.Error{Op: "Post", URL: "x", Err: deadline}, true, true},
 		{"cancelled", context.Canceled, false, false},
 		{"a refusal", &Error{StatusCode: 401}, false, false},
