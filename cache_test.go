@@ -217,7 +217,7 @@ func TestRefreshTokenOfWithTokenIsNotSentIfThereIsACache(t *testing.T) {
 				token(t, s)
 				assert.Equal(t, []string{grantClientCredentials, grantClientCredentials}, grantTypes(server))
 				require.NoError(t, s.Revoke(t.Context()))
-				assert.False(t, server.Alive(given.RefreshToken), "it is kept for Revoke")
+				assert.False(t, server.Alive(given.RefreshToken), "the given refresh token is kept for Revoke")
 			})
 		})
 	}

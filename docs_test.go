@@ -63,7 +63,7 @@ func quotedIn(cell string) (quoted []string) {
 	return quoted
 }
 
-// Each nested module has a test for the blocks that import it.
+// The tests of a nested module check the blocks that need this module.
 func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	t.Parallel()
 	n, err := snippet.Check(".", "")

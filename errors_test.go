@@ -58,7 +58,7 @@ func TestErrorOfARefusedClient(t *testing.T) {
 	assert.Equal(t, 400, retrieve.Response.StatusCode)
 	assert.Equal(t, "400 Bad Request", retrieve.Response.Status)
 	assert.Empty(t, retrieve.Response.Header)
-	assert.Empty(t, readAll(t, retrieve.Response), "it can be read like any other")
+	assert.Empty(t, readAll(t, retrieve.Response), "the body can be read as usual")
 	assert.ErrorContains(t, retrieve, "no such key")
 }
 
@@ -70,7 +70,7 @@ func TestErrorOfRefusedFields(t *testing.T) {
 	assert.Equal(t, "invalid", refused.Code)
 	assert.Equal(t, map[string]string{"scope": "is-unknown", "refresh_token": "[a b]", "account": ""}, refused.Fields)
 	assert.Contains(t, err.Error(), `"invalid" "account":"" "refresh_token":"[a b]" "scope":"is-unknown"`)
-	assert.Equal(t, 1, strings.Count(err.Error(), "is-unknown"), "nothing is said twice")
+	assert.Equal(t, 1, strings.Count(err.Error(), "is-unknown"), "nothing is repeated")
 }
 
 func TestErrorIn200(t *testing.T) {
@@ -324,7 +324,7 @@ func TestEveryFailureSaysWhetherItIsTemporaryOrATimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "cool-down made by hand" {
-				assertFlags(t, c.err, c.temporary, c.timeout) // failure cannot wrap it, since its Err is nil
+				assertFlags(t, c.err, c.temporary, c.timeout)
 				return
 			}
 			assertFlags(t, failure(c.err), c.temporary, c.timeout)
@@ -352,7 +352,7 @@ func assertFlags(t *testing.T, err error, temporary, timeout bool) {
 	require.ErrorAs(t, err, &flags)
 	assert.Equal(t, temporary, flags.Temporary(), "Temporary of %T", err)
 	assert.Equal(t, timeout, flags.Timeout(), "Timeout of %T", err)
-	assert.Equal(t, timeout, (&url.Error{Op: "Get", Err: err}).Timeout(), "Timeout of an url.Error")
+	assert.Equal(t, timeout, (&url.Error{Op: "Get", Err: err}).Timeout(), "Timeout of a url.Error")
 }
 
 func TestCoolDownErrorSaysWhenTheNextAttemptIsDue(t *testing.T) {
@@ -620,7 +620,7 @@ func TestUnknownTokenOfAReplyIsNotShown(t *testing.T) {
 	}
 	var retrieve *oauth2.RetrieveError
 	require.ErrorAs(t, refusal(t, moovtest.Answer{Status: 422, Body: `{"refresh_token":"is required"}`}), &retrieve)
-	assert.Contains(t, string(retrieve.Body), "is required", "a message about a field is no token")
+	assert.Contains(t, string(retrieve.Body), "is required", "a message about a field is not a token")
 }
 
 // The token is in a member that this package does not read.

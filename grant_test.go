@@ -214,12 +214,12 @@ var losses = map[string]reaction{
 	"lost before the status": loses(func(*http.Request, *http.Response) (*http.Response, error) { return nil, io.ErrUnexpectedEOF }),
 	"lost after the header":  cutAfter(0),
 	"lost in the body":       cutAfter(20),
-	"lost to a page":         rewrites(200, "<html>"),
-	"lost to a 408":          rewrites(408, ""),
-	"lost to a 500":          rewrites(500, ""),
-	"lost to a 502":          rewrites(502, "<html>"),
-	"lost to a 503":          rewrites(503, ""),
-	"lost to a 504":          rewrites(504, "<html>"),
+	"replaced by a page":     rewrites(200, "<html>"),
+	"replaced by a 408":      rewrites(408, ""),
+	"replaced by a 500":      rewrites(500, ""),
+	"replaced by a 502":      rewrites(502, "<html>"),
+	"replaced by a 503":      rewrites(503, ""),
+	"replaced by a 504":      rewrites(504, "<html>"),
 }
 
 // refusals are answers which say that the server would refuse the same request
@@ -239,16 +239,16 @@ var refusals = map[string]reaction{
 // unusable are replies that report success but contain no token that can be
 // used.
 var unusable = map[string]reaction{
-	"a page":                  replies(200, "<html>Welcome</html>", "Content-Type", "text/html"),
-	"nothing":                 replies(200, ""),
-	"204":                     replies(204, ""),
-	"null":                    replies(200, "null"),
-	"a list":                  replies(200, "[]"),
-	"an empty token":          replies(200, `{"access_token":""}`),
-	"a token that is no text": replies(200, `{"access_token":1}`),
-	"a token with a newline":  replies(200, `{"access_token":"a\nb"}`),
-	"another token_type":      replies(200, `{"access_token":"x","token_type":"mac"}`),
-	"more than a mebibyte":    replies(200, `{"access_token":"x","more":"`+strings.Repeat("x", 1<<20)+`"}`),
+	"a page":                       replies(200, "<html>Welcome</html>", "Content-Type", "text/html"),
+	"nothing":                      replies(200, ""),
+	"204":                          replies(204, ""),
+	"null":                         replies(200, "null"),
+	"a list":                       replies(200, "[]"),
+	"an empty token":               replies(200, `{"access_token":""}`),
+	"a token that is not a string": replies(200, `{"access_token":1}`),
+	"a token with a newline":       replies(200, `{"access_token":"a\nb"}`),
+	"another token_type":           replies(200, `{"access_token":"x","token_type":"mac"}`),
+	"more than a mebibyte":         replies(200, `{"access_token":"x","more":"`+strings.Repeat("x", 1<<20)+`"}`),
 }
 
 // interrupted are temporary failures of requests that may have arrived.
@@ -1004,8 +1004,8 @@ func TestRetryAfterLongerThanTheTimeoutIsObserved(t *testing.T) {
 		asks string
 		wait time.Duration
 	}{
-		"7 s":             {"7", 7 * time.Second},
-		"more than years": {"99999999999999999999", time.Hour},
+		"7 s":                      {"7", 7 * time.Second},
+		"longer than any duration": {"99999999999999999999", time.Hour},
 	}, func(t *testing.T, c struct {
 		asks string
 		wait time.Duration

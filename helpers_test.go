@@ -121,8 +121,9 @@ func refusal(t *testing.T, answer moovtest.Answer, opts ...Option) error {
 	return err
 }
 
-// noJitter makes the random numbers of s 0 and returns s. Its attempts then
-// follow each other without a wait, and its cool-downs have their full length.
+// noJitter replaces the random numbers of s with 0 and returns s. Its attempts
+// then follow each other without a wait, and its cool-downs have their full
+// length.
 func noJitter(s *TokenSource) *TokenSource {
 	s.core.config.random = func() float64 { return 0 }
 	return s

@@ -132,8 +132,8 @@ func TestInvalidHosts(t *testing.T) {
 }
 
 // The caller's client credentials are sent only to the endpoints of the source.
-// If the source does not say where its endpoints are, those of each listed host
-// count.
+// If the source cannot say where its endpoints are, a request to these paths on
+// any listed host keeps the caller's credentials.
 func TestOnlyTheSourcesEndpointsGetClientCredentials(t *testing.T) {
 	t.Parallel()
 	moov, gateway := sourceAt(t, DefaultBaseURL), sourceAt(t, "https://gateway.example/a%2Fb")

@@ -10,8 +10,8 @@ package moovauth
 //  2. A source makes one request at a time.
 //  3. A call ends with its context, and within WithTimeout in any case.
 //  4. No goroutine is left. (Otherwise the bubble panics.)
-//  5. No refresh token is sent twice, by one process or by two. It may be sent
-//     again if the first request cannot have arrived or was answered 429.
+//  5. No refresh token is sent twice, by one process or by two. The exception is a
+//     first request that cannot have arrived or was answered 429.
 //  6. Therefore the server, which detects reuse, revokes no token that is in use.
 //  7. A call fails only if a token request has failed for good, and only while the
 //     source has no token. An invalidation is not enough to make a call fail.
@@ -381,7 +381,7 @@ func (p *process) token(limit time.Duration) {
 			p.broken(7, p, "the error does not say that the context has ended")
 		}
 	case p.calm:
-		p.broken(7, p, "refused, though all is well")
+		p.broken(7, p, "refused, though nothing fails")
 	case p.revoking == 0 && p.servedAt.Before(time.Now()) && stats.Expiry.Add(-min(maxLeeway, p.lifetime/10)).After(time.Now()):
 		p.broken(7, p, "refused, though there is a token until %v", stats.Expiry)
 	case errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= p.timeout: // calls of Revoke held the turn for that long
@@ -466,7 +466,7 @@ func (p *process) revoke(limit time.Duration) {
 	if err != nil {
 		p.counts["revocations failed"]++
 		if p.calm {
-			p.broken(7, p, "Revoke failed, though all is well")
+			p.broken(7, p, "Revoke failed, though nothing else fails")
 		}
 		return
 	}

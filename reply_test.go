@@ -77,7 +77,7 @@ func TestTimestampWithoutDateIsReadToTheMillisecond(t *testing.T) {
 	assert.Equal(t, 9250*time.Millisecond, r.lifetime)
 }
 
-// The README names this reason not to use x/oauth2's own source.
+// This is why plain x/oauth2 never refreshes Moov's tokens, as the README says.
 func TestXOAuth2ReadsATimestampAs55Years(t *testing.T) {
 	t.Parallel()
 	server := onLoopback(t)

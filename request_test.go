@@ -1057,7 +1057,7 @@ func TestGrantThatNoOneWaitsForEndsAtA429(t *testing.T) {
 		_, err := s.TokenContext(ctx)
 		assert.ErrorIs(t, err, context.DeadlineExceeded)
 		time.Sleep(time.Hour)
-		assert.Len(t, server.TokenRequests(), 7, "one at first, one each 10 s, and the last one after the caller has left")
+		assert.Len(t, server.TokenRequests(), 7, "one at first, one every 10 s, and the last one after the caller has left")
 	})
 	synctest.Test(t, func(t *testing.T) { // a refresh in the background
 		server := inMemory(t)

@@ -456,7 +456,7 @@ func TestRevokeOfASilentEndpointTakesOneTimeoutForAllTokens(t *testing.T) {
 		for _, tok := range revoked(server) {
 			tried[tok] = true
 		}
-		assert.Len(t, tried, 11, "each is tried, with an equal share of the time")
+		assert.Len(t, tried, 11, "each token is tried, with an equal share of the time")
 	})
 }
 
@@ -622,7 +622,7 @@ func TestRevokedTokenIsNotAdoptedAgain(t *testing.T) {
 		"the entry could not be deleted": func(_ *lockingCache, c *fakeCache) {
 			c.remove = func(context.Context) error { return errors.New("read only") }
 		},
-		"a Put that was given up arrives later": func(kept *lockingCache, c *fakeCache) {
+		"an abandoned Put arrives later": func(kept *lockingCache, c *fakeCache) {
 			c.put = func(ctx context.Context, data []byte) error {
 				time.AfterFunc(time.Minute, func() { _ = kept.Put(context.Background(), "", data) })
 				<-ctx.Done()

@@ -555,7 +555,7 @@ func wireFaults() []fault {
 		// HTTP.
 		{"good reply over HTTP/1.0", raw("HTTP/1.0 200 OK\r\n\r\n"+faultyReply, closeAtOnce), lives(fifteen)},
 		{"good reply in gzip", says(200, zipped(faultyReply), "Content-Encoding", "gzip"), lives(fifteen)},
-		{"gzip that is none", says(200, faultyReply, "Content-Encoding", "gzip"), fails(3, "gzip")},
+		{"invalid gzip", says(200, faultyReply, "Content-Encoding", "gzip"), fails(3, "gzip")},
 		{"not HTTP", raw("SSH-2.0-OpenSSH_9.9\r\n", closeAtOnce), fails(3, "malformed HTTP response")},
 		{"not HTTP, with the secret in it", raw("secret moovtest-secret-key\r\n\r\n", closeAtOnce), fails(3, "malformed HTTP")},
 		{"not HTTP, but a token", raw(faultyReply+"\r\n\r\n", closeAtOnce), fails(3, "not shown")},
@@ -578,7 +578,7 @@ func wireFaults() []fault {
 		{"400 with a body that is cut off", raw("HTTP/1.1 400 Bad Request\r\nContent-Length: 900\r\n\r\n"+`{"error":"inv`, closeAtOnce), refuses(1, 400, "400 Bad Request")},
 		{"400 with a body of more than 1 MiB", says(400, strings.Repeat("a", mebibyte+1)), refuses(1, 400, "400 Bad Request")},
 		{"400 that echoes the request", echoes(400), refuses(1, 400, redact.Mask)},
-		{"429, Retry-After that does not fit", says(429, "", "Retry-After", "60"), refuses(1, 429, "not retried")},
+		{"429, Retry-After longer than the timeout", says(429, "", "Retry-After", "60"), refuses(1, 429, "not retried")},
 		{"500 with a token", says(500, faultyReply), refuses(3, 500, "after 3 attempts")},
 	}
 }

@@ -33,8 +33,8 @@ func tokenFrom(since instant, access, refresh string) *currentToken {
 	}
 }
 
-// stateWith returns a state with the tokens "access" and "refresh", to which it
-// has made the changes.
+// stateWith makes the changes to a state with the tokens "access" and
+// "refresh", and returns it.
 func stateWith(changes ...func(*state)) *state {
 	st := newState()
 	st.obtain(tokenFrom(at(0), "access", "refresh"), "", at(0))
@@ -329,7 +329,7 @@ func TestTakeAllReturnsAllThatMayBeAlive(t *testing.T) {
 	st.revoked("a2")
 	st.revoked("unknown")
 	assert.Equal(t, []string{"refresh", "cached", "access"}, textsOf(st.takeAll(nil, at(14*time.Minute))), "what is not revoked stays known")
-	assert.Equal(t, []string{"refresh", "cached"}, textsOf(st.takeAll(nil, at(15*time.Minute))), "as long as it may be alive")
+	assert.Equal(t, []string{"refresh", "cached"}, textsOf(st.takeAll(nil, at(15*time.Minute))), "but not after it is dead")
 }
 
 func textsOf(tokens []formerToken) (texts []string) {
@@ -373,7 +373,7 @@ func TestSixteenFormerTokensAreRemembered(t *testing.T) {
 		st.keepForRevoke("refresh", at(0)) // the current refresh token takes no place
 		st.keepForRevoke("", at(0))
 	}
-	assert.ElementsMatch(t, want, former(st), "the last ones")
+	assert.ElementsMatch(t, want, former(st), "the last 16 tokens are remembered")
 
 	// A Revoke that fails forgets none of them either.
 	assert.Len(t, st.takeAll(nil, at(0)), 18)
@@ -402,7 +402,7 @@ func TestLastHundredRevokedTokensAreNotAdopted(t *testing.T) {
 	}
 	for i := range 101 {
 		take(i)
-		take(i) // it takes no second place
+		take(i) // the same token takes no second place
 	}
 	for i := 1; i < 101; i++ {
 		require.False(t, st.adopt(tokenFrom(at(0), fmt.Sprint("token-", i), ""), at(0)), i)

@@ -38,7 +38,7 @@ func TestStatsThroughATokensLife(t *testing.T) {
 		want.Phase = PhaseStale
 		assert.Equal(t, want, s.Stats())
 		time.Sleep(2*time.Minute - 6*time.Second)
-		assert.Equal(t, want, s.Stats(), "it starts no refresh")
+		assert.Equal(t, want, s.Stats(), "Stats starts no refresh")
 		time.Sleep(time.Second)
 		want.Phase = PhaseNone
 		assert.Equal(t, want, s.Stats(), "at the hard expiry")
@@ -171,7 +171,7 @@ func TestStatsOfARefusedToken(t *testing.T) {
 
 		assert.Equal(t, first.AccessToken, token(t, s).AccessToken)
 		st = s.Stats()
-		assert.Equal(t, PhaseStale, st.Phase, "callers get it again during the cool-down")
+		assert.Equal(t, PhaseStale, st.Phase, "callers get the refused token again during the cool-down")
 		assert.NotZero(t, st.CoolDownUntil)
 		assert.ErrorContains(t, st.LastError, "401")
 		time.Sleep(time.Until(st.CoolDownUntil))

@@ -390,7 +390,7 @@ func TestLifetimeDecidesHowOftenTheServerIsAsked(t *testing.T) {
 		"a timestamp":                      {in(threeDays, "%d"), threeDays},
 		"a timestamp as text":              {in(threeDays, `"%d"`), threeDays},
 		"55 years":                         {in(20_000*24*time.Hour, "%d"), thirtyDays},
-		"more than a duration":             {is(`1e308`), thirtyDays},
+		"longer than any duration":         {is(`1e308`), thirtyDays},
 		"null":                             {is(`null`), fiveMinutes},
 		"0":                                {is(`0`), fiveMinutes},
 		"negative":                         {is(`-1`), fiveMinutes},

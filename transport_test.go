@@ -192,7 +192,7 @@ func TestDefaultTransportNeedsABase(t *testing.T) {
 	http.DefaultTransport = tr
 	_, err := http.Get(server.URL + "/ping")
 	assert.ErrorContains(t, err, "http.DefaultTransport is this Transport, so that it would call itself: set Base")
-	http.DefaultClient.CloseIdleConnections() // does not call itself without end either
+	http.DefaultClient.CloseIdleConnections() // does not call itself either
 	assert.Empty(t, server.Requests())
 
 	http.DefaultTransport = &Transport{Base: before}
@@ -848,8 +848,8 @@ func TestRequestBodiesAreClosedOnce(t *testing.T) {
 	}
 }
 
-// The expected times follow from the pauses of Invalidate, which double from 1
-// s to 30 s.
+// The expected times follow from the pauses of Invalidate. They double from 1 s
+// to 30 s.
 func TestAPIThatAnswers401ToEverythingCausesFewTokenRequests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -990,7 +990,7 @@ func TestServerThatAlwaysReturnsTheSameToken(t *testing.T) {
 			time.Sleep(5 * time.Second)
 		}
 		assert.Equal(t, 1, refused)
-		assert.LessOrEqual(t, len(server.TokenRequests()), 8, "the first, one after the 401, one after Revoke, and one every 12 minutes at most")
+		assert.LessOrEqual(t, len(server.TokenRequests()), 8, "the first, one after the 401, one after Revoke, and at most one every 12 minutes")
 	})
 }
 
