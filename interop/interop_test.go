@@ -122,7 +122,7 @@ func (a *api) holdsGrant() bool {
 	return a.asked > 0
 }
 
-// admit records a request, and reports whether its token is good.
+// admit records a request, and reports whether its token is valid.
 func (a *api) admit(header http.Header, proto int) bool {
 	c := arrival{authorization: header.Values("Authorization"), header: header.Clone(), proto: proto}
 	c.accepted = len(c.authorization) == 1 && strings.HasPrefix(c.authorization[0], "Bearer ") && a.tokens.Alive(c.token())

@@ -88,7 +88,7 @@ func WithRate(perSecond float64) Option {
 // it, and [Tokens.Source] still finds it. If no caller holds it, the next call of
 // Source makes a new source, which costs a token request. So the capacity should be
 // at least the number of accounts in use. [Stats] counts the sources that were removed
-// while their token was good as Evicted. Default: 10,000.
+// while their token was valid as Evicted. Default: 10,000.
 func WithCapacity(n int) Option {
 	return option(n > 0, func(c *config) { c.capacity = n }, "WithCapacity: want a number of sources of 1 or more, got %d", n)
 }

@@ -37,7 +37,7 @@ var pageModuleTag = fmt.Sprintf(`"%x"`, sha256.Sum256(pageModule))
 //
 // moovToken returns an object with these members:
 //
-//	session.token     the current access token; null if there is no good one
+//	session.token     the current access token; null if there is no valid one
 //	session.renew()   requests a new token now; returns a promise of the access token, which is rejected if the request fails
 //	session.stop()    stops the renewals: call it at sign-out, or when the component is removed
 //

@@ -27,7 +27,7 @@ import (
 // All of its token and revoke requests wait in one queue, which has three classes.
 // Interactive requests go first: a person waits for what [Tokens.Mint],
 // [Tokens.Handler] and [Tokens.Revoke] request. Next come requests for sources
-// without a good token, whose callers wait, and revocations of sources. Last come
+// without a valid token, whose callers wait, and revocations of sources. Last come
 // background refreshes, for which no one waits. Of every ten requests that the queue
 // sends, each class that has requests gets at least one. Within a class, the request
 // that came first is sent first.
@@ -155,7 +155,7 @@ func (t *Tokens) Revoke(ctx context.Context, token string) error {
 type Stats struct {
 	Sources     int           // sources that are kept: see [WithCapacity]
 	Fresh       int           // kept sources whose token is fresh: see [moovauth.PhaseFresh]
-	Stale       int           // kept sources whose token is good, but needs a refresh: see [moovauth.PhaseStale]
+	Stale       int           // kept sources whose token is valid, but needs a refresh: see [moovauth.PhaseStale]
 	CoolingDown int           // kept sources that make no request for a while, after a failure
 	InLine      int           // requests that wait in the queue
 	LongestWait time.Duration // how long the request that came first has waited in the queue
@@ -170,7 +170,7 @@ type Stats struct {
 	Abandoned    uint64 // calls of Mint and Handler whose context was canceled: the caller has left
 	Failed       uint64 // other failed requests of Mint, Handler and Revoke, and sources that RevokeAll did not finish
 	GrantsFailed uint64 // failed token requests of sources; retries do not count
-	Evicted      uint64 // sources that were removed while their token was good: see [WithCapacity]
+	Evicted      uint64 // sources that were removed while their token was valid: see [WithCapacity]
 }
 
 // Stats returns the state and the counts of t. It makes no request. With 100,000

@@ -21,8 +21,8 @@ import (
 // The classes of requests. The first class has the highest priority.
 const (
 	interactive = iota // Mint, Handler and Tokens.Revoke: a person waits
-	accounts           // a source without a good token: callers wait, or it is being revoked
-	refreshes          // a source with a good token: no one waits
+	accounts           // a source without a valid token: callers wait, or it is being revoked
+	refreshes          // a source with a valid token: no one waits
 	classes            // the number of classes
 )
 
