@@ -1,12 +1,14 @@
-// Fleet starts several processes that share a token, and prints who asked the
-// server for each and who adopted it:
+// Fleet starts four processes that share an access token. For each new token it
+// prints which process requested the token from the server, and which processes got
+// it from the cache:
 //
 //	go run ./examples/fleet
 //
-// keeps the token in a temporary folder (package dircache), for processes that
-// call the API in turn. With REDIS_URL set, such as redis://localhost:6379, it is
-// kept in Redis, whose lock is for processes that come at once. The server is an
-// embedded one; no account is needed.
+// Without REDIS_URL, the cache is a temporary folder (package dircache), and the
+// processes call the API one after the other. If REDIS_URL is set, such as to
+// redis://localhost:6379, the cache is in Redis (package rediscache), and the
+// processes call the API all at once. The server is a test server inside the program,
+// so no Moov account is needed.
 package main
 
 import (
@@ -53,14 +55,14 @@ func inFolder(ctx context.Context, in io.Reader, out io.Writer) error {
 	return f.Run(ctx, in, out)
 }
 
-// inRedis runs the program in folder redis, which is a module of its own, so
-// that its dependencies are not this module's.
+// inRedis runs the program in the folder redis. That is a module of its own, so that
+// this module does not depend on Redis.
 func inRedis(ctx context.Context, in io.Reader, out io.Writer) error {
 	_, file, _, _ := runtime.Caller(0)
 	cmd := exec.CommandContext(ctx, "go", "run", ".")
 	cmd.Dir = filepath.Join(filepath.Dir(file), "redis")
 	if _, err := os.Stat(cmd.Dir); err != nil {
-		return fmt.Errorf("REDIS_URL: the program for Redis is not beside this one (%w): run both from a clone, with go run ./examples/fleet", err)
+		return fmt.Errorf("REDIS_URL: the program for Redis is missing (%w): use go run ./examples/fleet in a clone of the repository", err)
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, os.Stderr
 	if err := cmd.Run(); err != nil {

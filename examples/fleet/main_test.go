@@ -15,7 +15,8 @@ import (
 	"github.com/moovauth/moovauth/examples/fleet/internal/fleet"
 )
 
-// TestMain is the fleet's process if the example starts this binary again.
+// TestMain runs the main function if the example has started this binary as a process
+// of the fleet.
 func TestMain(m *testing.M) {
 	if os.Getenv(folderVariable) != "" {
 		main()
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestOneProcessAsksForEachToken(t *testing.T) {
+func TestOneProcessRequestsEachToken(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, inFolder(t.Context(), nil, &out))
 	t.Log(out.String())
@@ -33,7 +34,7 @@ func TestOneProcessAsksForEachToken(t *testing.T) {
 		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the server\n`).FindAllString(out.String(), -1), 1)
 		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the cache\n`).FindAllString(out.String(), -1), 3)
 	}
-	assert.Contains(t, out.String(), "got 3 token requests. Without a cache it would have got 12: 4 processes with 3 tokens each.")
+	assert.Contains(t, out.String(), "received 3 token requests. Without a cache it would have received 12, for 3 tokens in each of 4 processes.")
 
 	folder := regexp.MustCompile(`a cache in folder ([^,]+)`).FindStringSubmatch(out.String())[1]
 	assert.NoDirExists(t, folder)
@@ -46,7 +47,7 @@ func TestRunStopsWithItsContext(t *testing.T) {
 }
 
 func TestCommandLine(t *testing.T) {
-	never := func(context.Context, io.Reader, io.Writer) error { panic("it runs") }
+	never := func(context.Context, io.Reader, io.Writer) error { panic("run was called") }
 	fails := func(context.Context, io.Reader, io.Writer) error { return errors.New("no luck") }
 	for _, c := range []struct {
 		args      []string
@@ -56,8 +57,8 @@ func TestCommandLine(t *testing.T) {
 	}{
 		{[]string{"-h"}, never, 0, "  REDIS_URL  ", ""},
 		{[]string{"--help"}, never, 0, "usage: go run ./examples/fleet\n", ""},
-		{[]string{"-verbose"}, never, 2, "", "fleet: flag provided but not defined: -verbose; -h shows what there is\n"},
-		{[]string{"now"}, never, 2, "", "fleet: unexpected argument \"now\"; -h shows what there is\n"},
+		{[]string{"-verbose"}, never, 2, "", "fleet: flag provided but not defined: -verbose; -h shows the usage\n"},
+		{[]string{"now"}, never, 2, "", "fleet: unexpected argument \"now\"; -h shows the usage\n"},
 		{nil, fails, 1, "", "fleet: no luck\n"},
 	} {
 		var out, errs strings.Builder

@@ -1,19 +1,19 @@
-// Limit starts three processes of a platform that need tokens for many accounts,
-// and prints how many requests the server refuses:
+// Limit starts three processes of a platform, which need tokens for many accounts. It
+// prints how many of their requests the server refuses:
 //
 //	go run -C examples/fleet/limit .
 //
-// keeps each process to the server's rate by itself. With REDIS_URL set, such as
-// redis://localhost:6379, the processes share the rate in Redis. The server is an
-// embedded one; no account is needed.
+// Without REDIS_URL, each process has its own rate limit (platform.WithRate). If
+// REDIS_URL is set, such as to redis://localhost:6379, the processes share one limit
+// in Redis (platform.WithLimiter). The server is a test server inside the program, so
+// no Moov account is needed.
 package main
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -23,25 +23,26 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/time/rate"
 
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
+	"github.com/moovauth/moovauth/platform"
 	"github.com/moovauth/moovauth/rediscache"
 )
 
 const (
-	takes     = 20 // requests per second, of all processes together
-	perSecond = 18 // that the limiters allow: API calls count too, and do not wait for them
+	accepts   = 20 // requests per second that the server accepts from all processes together
+	perSecond = 18 // requests per second that a limit allows; the rest is left for API calls
 )
 
-// accounts are how many accounts each process has: the load is uneven.
+// accounts is the number of accounts of each process. The load is uneven.
 var accounts = []int{70, 15, 15}
 
+// These variables are set in the processes of the fleet.
 const (
-	serverVariable   = "FLEET_SERVER"   // set in a process of the fleet: the base URL
-	accountsVariable = "FLEET_ACCOUNTS" // and how many accounts it has
-	nameVariable     = "FLEET_NAME"     // and the limit's name
+	serverVariable   = "FLEET_SERVER"   // the base URL of the server
+	accountsVariable = "FLEET_ACCOUNTS" // the number of accounts of the process
+	nameVariable     = "FLEET_NAME"     // the name of the limit
 )
 
 func main() {
@@ -57,17 +58,17 @@ func main() {
 	}
 }
 
-// runFleet starts the processes, and prints what they and the server report.
+// runFleet starts the processes, and prints their reports and the server's.
 func runFleet(ctx context.Context, out io.Writer) error {
-	server := moovtest.NewServer(moovtest.WithRateLimit(takes))
+	server := moovtest.NewServer(moovtest.WithRateLimit(accepts))
 	defer server.Close()
 	total := 0
 	for _, n := range accounts {
 		total += n
 	}
-	fmt.Fprintf(out, "%d processes need tokens for %d accounts. The server takes %d requests per second from all of them together.\n", len(accounts), total, takes)
+	fmt.Fprintf(out, "%d processes need tokens for %d accounts. The server accepts %d requests per second from all of them together.\n", len(accounts), total, accepts)
 	if os.Getenv("REDIS_URL") == "" {
-		fmt.Fprintf(out, "REDIS_URL is not set: each process keeps to %d requests per second, but does not know about the others.\n", perSecond)
+		fmt.Fprintf(out, "REDIS_URL is not set: each process makes up to %d requests per second, and does not know about the others.\n", perSecond)
 	} else {
 		fmt.Fprintf(out, "REDIS_URL is set: the processes share %d requests per second in Redis.\n", perSecond)
 	}
@@ -87,7 +88,7 @@ func runFleet(ctx context.Context, out io.Writer) error {
 				return
 			}
 			refused += report
-			fmt.Fprintf(out, "%4.1f s  process %d has the tokens of its %d accounts; %d of its requests were refused (429)\n", time.Since(start).Seconds(), i+1, n, report)
+			fmt.Fprintf(out, "%4.1f s  process %d has the tokens of its %d accounts; the server refused %d of its requests (429)\n", time.Since(start).Seconds(), i+1, n, report)
 		})
 	}
 	all.Wait()
@@ -98,8 +99,8 @@ func runFleet(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// startProcess starts this program again, and returns how many of its requests
-// were refused.
+// startProcess starts this program again, and returns how many of its requests the
+// server refused.
 func startProcess(ctx context.Context, url string, n int, name string) (refused int, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -116,9 +117,9 @@ func startProcess(ctx context.Context, url string, n int, name string) (refused 
 }
 
 // runProcess gets a token for each of its accounts, and prints how many requests
-// were refused.
+// the server refused.
 func runProcess(ctx context.Context, out io.Writer) error {
-	limiter, err := newLimiter()
+	limit, err := newLimit()
 	if err != nil {
 		return err
 	}
@@ -126,63 +127,44 @@ func runProcess(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", accountsVariable, err)
 	}
-	counter := new(countRefused)
+	tokens, err := platform.New(
+		// moovtest's server accepts this API key. In a fleet of your own, all processes use your key.
+		moovauth.Credentials{ClientID: "moovtest-public-key", ClientSecret: "moovtest-secret-key"},
+		limit, platform.WithSource(moovauth.WithBaseURL(os.Getenv(serverVariable))))
+	if err != nil {
+		return err
+	}
 	var all sync.WaitGroup
 	errs := make([]error, n)
 	for i := range n {
-		source, err := moovauth.NewTokenSource(
-			// What moovtest's server knows. A fleet of yours has the same API key in all processes.
-			moovauth.Credentials{ClientID: "moovtest-public-key", ClientSecret: "moovtest-secret-key"},
-			moovauth.WithScopes(fmt.Sprintf("/accounts/%d/cards.read", i)), moovauth.WithBaseURL(os.Getenv(serverVariable)),
-			moovauth.WithHTTPClient(&http.Client{Transport: counter}), moovauth.WithLimiter(limiter))
+		source, err := tokens.Source(fmt.Sprintf("/accounts/%d/cards.read", i))
 		if err != nil {
 			return err
 		}
-		all.Go(func() {
-			for { // a source that the server refuses too often returns an error for a while
-				if _, errs[i] = source.TokenContext(ctx); errs[i] == nil || ctx.Err() != nil {
-					return
-				}
-				time.Sleep(100 * time.Millisecond)
-			}
-		})
+		all.Go(func() { _, errs[i] = source.TokenContext(ctx) })
 	}
 	all.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
-	w := bufio.NewWriter(out)
-	fmt.Fprintln(w, counter.refused)
-	return w.Flush()
+	_, err = fmt.Fprintln(out, tokens.Stats().Refused)
+	return err
 }
 
-// newLimiter is the one line that makes the difference.
-func newLimiter() (moovauth.Limiter, error) {
+// newLimit returns the option that makes the difference.
+func newLimit() (platform.Option, error) {
 	url := os.Getenv("REDIS_URL")
 	if url == "" {
-		return rate.NewLimiter(perSecond, 1), nil
+		return platform.WithRate(perSecond), nil
 	}
 	opts, err := redis.ParseURL(url)
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w", err)
 	}
-	return rediscache.NewLimiter(redis.NewClient(opts), os.Getenv(nameVariable), perSecond)
-}
-
-// countRefused is a RoundTripper that counts the replies with status 429.
-type countRefused struct {
-	mu      sync.Mutex
-	refused int
-}
-
-func (c *countRefused) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
-		c.mu.Lock()
-		c.refused++
-		c.mu.Unlock()
+	opts.ContextTimeoutEnabled = true // see rediscache.NewLimiter
+	limiter, err := rediscache.NewLimiter(redis.NewClient(opts), os.Getenv(nameVariable), perSecond)
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	return platform.WithLimiter(limiter), nil
 }

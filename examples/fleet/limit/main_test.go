@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain is a process of the fleet if the example starts this binary again.
+// TestMain runs the main function if the example has started this binary as a process
+// of the fleet.
 func TestMain(m *testing.M) {
 	if os.Getenv(serverVariable) != "" {
 		main()
@@ -27,10 +28,10 @@ func TestProcessesShareALimitInRedis(t *testing.T) {
 	require.NoError(t, runFleet(t.Context(), &out))
 	t.Log(out.String())
 	assert.Len(t, regexp.MustCompile(`process \d has the tokens of its \d+ accounts`).FindAllString(out.String(), -1), 3)
-	assert.Regexp(t, `The server refused \d of 10\d requests\.`, out.String(), "none, unless the machine is very busy")
+	assert.Regexp(t, `The server refused \d of 10\d requests\.`, out.String(), "a few at most, if the machine is very busy")
 }
 
-func TestProcessesWithoutRedisDoNot(t *testing.T) {
+func TestProcessesWithoutRedisExceedTheLimit(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, runFleet(t.Context(), &out))
 	t.Log(out.String())

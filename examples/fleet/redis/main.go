@@ -1,5 +1,6 @@
-// Redis is the fleet example on Redis: REDIS_URL says which, such as
-// redis://localhost:6379. Run it as REDIS_URL=… go run ./examples/fleet.
+// Redis is the fleet example with a cache in Redis. Run it with
+//
+//	REDIS_URL=redis://localhost:6379 go run ./examples/fleet
 package main
 
 import (
@@ -33,7 +34,7 @@ func run(ctx context.Context, in io.Reader, out io.Writer, url string) error {
 	client := redis.NewClient(opts)
 	defer client.Close()
 	if err := client.Ping(ctx).Err(); err != nil {
-		return fmt.Errorf("REDIS_URL: no Redis answers at %s: %w", opts.Addr, err)
+		return fmt.Errorf("REDIS_URL: no reply from Redis at %s: %w", opts.Addr, err)
 	}
 	f := fleet.Fleet{
 		Where: "Redis at " + opts.Addr,

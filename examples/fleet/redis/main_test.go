@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain is the fleet's process if the example starts this binary again.
+// TestMain runs the main function if the example has started this binary as a process
+// of the fleet.
 func TestMain(m *testing.M) {
 	if os.Getenv("FLEET_MEMBER") != "" {
 		main()
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestOneProcessAsksForEachToken(t *testing.T) {
+func TestOneProcessRequestsEachToken(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, run(t.Context(), nil, &out, "redis://"+miniredis.RunT(t).Addr()))
 	t.Log(out.String())
@@ -28,10 +29,10 @@ func TestOneProcessAsksForEachToken(t *testing.T) {
 		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the server\n`).FindAllString(out.String(), -1), 1)
 		assert.Len(t, regexp.MustCompile(`process \d  got token `+token+` from the cache\n`).FindAllString(out.String(), -1), 3)
 	}
-	assert.Contains(t, out.String(), "got 3 token requests. Without a cache it would have got 12: 4 processes with 3 tokens each.")
+	assert.Contains(t, out.String(), "received 3 token requests. Without a cache it would have received 12, for 3 tokens in each of 4 processes.")
 }
 
 func TestRunNamesTheVariableThatIsWrong(t *testing.T) {
 	require.ErrorContains(t, run(t.Context(), nil, new(strings.Builder), "localhost"), "REDIS_URL: ")
-	require.ErrorContains(t, run(t.Context(), nil, new(strings.Builder), "redis://:hidden@127.0.0.1:1"), "REDIS_URL: no Redis answers at 127.0.0.1:1: ")
+	require.ErrorContains(t, run(t.Context(), nil, new(strings.Builder), "redis://:hidden@127.0.0.1:1"), "REDIS_URL: no reply from Redis at 127.0.0.1:1: ")
 }

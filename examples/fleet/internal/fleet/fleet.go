@@ -1,6 +1,6 @@
-// Package fleet is the example, but for where the token is kept: it starts
-// several processes that share one, and prints who asked the server for each
-// token and who adopted it from the cache.
+// Package fleet is the part of the example that does not depend on the cache. It
+// starts several processes that share a token, and prints how each process got each
+// new token.
 package fleet
 
 import (
@@ -24,24 +24,24 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// Usage is what -h prints.
+// Usage is the text that -h prints.
 const Usage = `usage: go run ./examples/fleet
 
 Starts four processes that share one access token through a cache, and prints
 for each process how it got each new token: from the server, or from the cache,
-where another process had put it. It ends after three tokens. The server is an
-embedded one, whose tokens live for three seconds; no account is needed, and the
-MOOV_… variables do not count.
+where another process has stored it. The program ends after three tokens. The
+server is a test server inside the program, whose tokens live for three seconds.
+So no Moov account is needed, and the MOOV_… variables are ignored.
 
 The cache is a temporary folder (package dircache), and the processes call the
-API one after the other. One environment variable counts:
+API one after the other. One environment variable changes this:
 
-  REDIS_URL  keep the token in this Redis (package rediscache), such as
-             redis://localhost:6379 or unix:///run/redis.sock; the processes
-             then call the API all at once
+  REDIS_URL  store the token in this Redis (package rediscache), such as
+             redis://localhost:6379 or unix:///run/redis.sock. The processes
+             then call the API all at once.
 `
 
-// Main runs the example as the command line asks, and returns its exit code.
+// Main parses the command line, runs the example, and returns its exit code.
 func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, run func(context.Context, io.Reader, io.Writer) error) int {
 	flags := flag.NewFlagSet("fleet", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -54,7 +54,7 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer,
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if err != nil {
-		fmt.Fprintf(errs, "fleet: %v; -h shows what there is\n", err)
+		fmt.Fprintf(errs, "fleet: %v; -h shows the usage\n", err)
 		return 2
 	}
 	if err := run(ctx, in, out); err != nil {
@@ -66,28 +66,28 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer,
 
 const (
 	processes = 4
-	lifetime  = 3 * time.Second // refreshed after 2.1 s
-	tokens    = 3               // that the fleet lives through
-	turn      = 100 * time.Millisecond
+	lifetime  = 3 * time.Second        // a token is refreshed after 2.1 s
+	tokens    = 3                      // the example ends after this many tokens
+	turn      = 100 * time.Millisecond // the time between two calls
 )
 
-// A Fleet is what the two variants of the example differ in.
+// A Fleet has what differs between the two variants of the example.
 type Fleet struct {
-	Where string // the cache is, in words
+	Where string // where the cache is, in words
 
 	// Cache opens the cache that all processes share.
 	Cache func() (moovauth.Cache, error)
 
-	// AtOnce makes all processes need a token at the same moment, for which a
-	// cache has to have a lock. Without, they need it in turn.
+	// AtOnce makes all processes call the API at the same moment. If it is false,
+	// they call it one after the other.
 	AtOnce bool
 
-	Env []string // of the processes, on top of the program's own
+	Env []string // environment variables that are added for the processes
 }
 
-const memberVariable = "FLEET_MEMBER" // set in a member: the base URL of the server that it asks
+const memberVariable = "FLEET_MEMBER" // set in a member: the base URL of the server
 
-// Run runs the fleet or, in a process that a fleet has started, its member.
+// Run runs the fleet. In a process that a fleet has started, it runs a member instead.
 func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 	if baseURL := os.Getenv(memberVariable); baseURL != "" {
 		return f.runMember(baseURL, in, out)
@@ -97,7 +97,7 @@ func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 	var members []*member
 	defer func() {
 		for _, m := range members {
-			_ = m.in.Close() // at the end of its input it ends
+			_ = m.in.Close() // the member ends when its input ends
 		}
 		for _, m := range members {
 			_ = m.command.Wait()
@@ -119,7 +119,7 @@ func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 	begin := time.Now()
 	ticker := time.NewTicker(turn)
 	defer ticker.Stop()
-	seen := make(map[string]int) // the tokens, by their print, in the order seen
+	seen := make(map[string]int) // the numbers of the tokens, by their hashes
 	behind := func(m *member) bool { return m.has < tokens }
 	for round := 0; slices.ContainsFunc(members, behind); round++ {
 		calling := members
@@ -151,15 +151,15 @@ func (f *Fleet) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 			return ctx.Err()
 		}
 	}
-	fmt.Fprintf(out, "The server got %d token requests. Without a cache it would have got %d: %d processes with %d tokens each.\n",
-		len(server.TokenRequests()), processes*tokens, processes, tokens)
+	fmt.Fprintf(out, "The server received %d token requests. Without a cache it would have received %d, for %d tokens in each of %d processes.\n",
+		len(server.TokenRequests()), processes*tokens, tokens, processes)
 	return nil
 }
 
-// member is a process of the fleet, as its parent has it.
+// member is a process of the fleet, as the process that started it sees it.
 type member struct {
 	number  int
-	has     int // which token
+	has     int // the number of its token
 	command *exec.Cmd
 	in      io.WriteCloser
 	out     *bufio.Scanner
@@ -189,8 +189,9 @@ func (m *member) failed(err error) error {
 	return fmt.Errorf("process %d has ended: %w", m.number, cmp.Or(err, io.EOF))
 }
 
-// runMember needs a token for each line of in. It answers with a line that is
-// empty, or says how it got a new token, and the token's print.
+// runMember gets a token for each line of in. It replies with one line. The line is
+// empty if the token is the same as before. Otherwise it says how the member got the
+// new token, and contains the hash of the token.
 func (f *Fleet) runMember(baseURL string, in io.Reader, out io.Writer) error {
 	cache, err := f.Cache()
 	if err != nil {
@@ -198,7 +199,7 @@ func (f *Fleet) runMember(baseURL string, in io.Reader, out io.Writer) error {
 	}
 	var got news
 	source, err := moovauth.NewTokenSource(
-		// What moovtest's server knows. A fleet of yours has the same API key in all processes.
+		// moovtest's server accepts this API key. In a fleet of your own, all processes use your key.
 		moovauth.Credentials{ClientID: "moovtest-public-key", ClientSecret: "moovtest-secret-key"},
 		moovauth.WithScopes("/ping.read"), moovauth.WithBaseURL(baseURL),
 		moovauth.WithCache(cache), moovauth.WithLogger(slog.New(&got)))
@@ -221,8 +222,8 @@ func (f *Fleet) runMember(baseURL string, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// news is a slog.Handler that notes how the last token was got. Its other
-// records, such as that the cache does not answer, go to standard error.
+// news is a slog.Handler that records how the last token was obtained. It writes
+// warnings, such as that the cache does not reply, to standard error.
 type news struct{ how atomic.Value }
 
 func (*news) Enabled(context.Context, slog.Level) bool { return true }
