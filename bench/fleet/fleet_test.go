@@ -40,7 +40,7 @@ func measure(t *testing.T, p plan) *results {
 	return r
 }
 
-// What is measured works: it is short, unless its results are wanted.
+// The test measures the short plan, or the full plan if a flag asks for its results.
 func TestMeasure(t *testing.T) {
 	p := short
 	if *text != "" || *svg != "" {
@@ -80,7 +80,7 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
-// The page has the first table of the last full run.
+// docs/fleet.md must have the first table of the last full run.
 func TestPageHasTheResults(t *testing.T) {
 	page, err := os.ReadFile("../../docs/fleet.md")
 	require.NoError(t, err)

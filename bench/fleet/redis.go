@@ -1,7 +1,7 @@
 package fleet
 
-// This file is a Redis for fake time: it runs the limiter's own script, as Redis
-// would, with a clock that stands still between the replicas' sleeps.
+// This file is a Redis in memory for fake time. It runs the limiter's script as Redis
+// does.
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	lua "github.com/yuin/gopher-lua"
 )
 
-const trip = time.Millisecond // to Redis and back
+const trip = time.Millisecond // a round trip to Redis
 
 type memoryRedis struct {
 	redis.UniversalClient
@@ -27,7 +27,7 @@ func (r *memoryRedis) EvalSha(context.Context, string, []string, ...any) *redis.
 	return redis.NewCmdResult(nil, noScript{})
 }
 
-// noScript makes go-redis send the script itself.
+// noScript makes go-redis send the script with Eval.
 type noScript struct{}
 
 func (noScript) Error() string { return "NOSCRIPT No matching script." }
@@ -67,7 +67,8 @@ func (r *memoryRedis) run(script string, keys []string, args []any) ([]any, erro
 	return reply, nil
 }
 
-// call is redis.call, of the commands that the script uses. r.mu is held.
+// call is redis.call in the script. It has the commands that the script uses. The
+// caller holds r.mu.
 func (r *memoryRedis) call(state *lua.LState) int {
 	switch command := state.CheckString(1); command {
 	case "TIME":

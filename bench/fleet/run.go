@@ -1,11 +1,12 @@
-// Package fleet measures the replicas of a platform that share one IP address,
-// and with it one rate limit of the server: with the full rate each, with a share
-// of the rate each, and with one limit in Redis. All is in fake time:
+// Package fleet measures the replicas of a platform that share one IP address, and
+// so one rate limit of the server. It compares three ways to keep to that limit: one
+// limit in Redis, the full rate for each replica, and a share of the rate for each
+// replica. It runs in fake time:
 //
 //	go test ./fleet -args -o ../results/fleet.txt -svg ../fleet.svg
 package fleet
 
-// This file is how it is measured. It is called in a synctest bubble.
+// This file does the measuring. It runs in a synctest bubble.
 
 import (
 	"fmt"
@@ -15,20 +16,18 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/oauth2"
-
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/moovtest"
 	"github.com/moovauth/moovauth/platform"
 	"github.com/moovauth/moovauth/rediscache"
 )
 
-// plan is what is measured.
+// plan says what to measure.
 type plan struct {
 	accounts  int
-	perSecond int           // that the server takes
-	replicas  []int         // sizes of the fleet
-	drawn     int           // the size that is in the picture
+	perSecond int           // requests per second that the server accepts
+	replicas  []int         // the sizes of the fleet
+	drawn     int           // the size of the fleet in the picture
 	give      time.Duration // callers give up after this time
 }
 
@@ -37,10 +36,10 @@ var (
 	short = plan{accounts: 200, perSecond: 40, replicas: []int{1, 4}, drawn: 4, give: 5 * time.Minute}
 )
 
-// floor is when the last could be served at the earliest, in seconds.
+// floor returns the shortest possible time for all accounts, in seconds.
 func (p plan) floor() float64 { return float64(p.accounts) / float64(p.perSecond) }
 
-// load is how the accounts are spread over the replicas.
+// load says how the accounts are spread over the replicas.
 type load struct {
 	title string
 	at    func(account, replicas int) int
@@ -56,17 +55,17 @@ var loads = []load{
 	{"the same number of accounts at each replica", func(account, replicas int) int { return account % replicas }},
 }
 
-// key is an API key, and the way to the server that knows it.
+// key is an API key, and the URL and client of a server that accepts it.
 type key struct {
 	moovauth.Credentials
 	url    string
 	client *http.Client
 }
 
-// replica is a process: it returns the source of an account.
-type replica func(scope string) (oauth2.TokenSource, error)
+// replica is a process of the fleet. It returns the source of an account.
+type replica func(scopes ...string) (*moovauth.TokenSource, error)
 
-// subject is a way for a fleet to keep to a rate.
+// subject is a way for a fleet to keep to the server's limit.
 type subject struct {
 	title string
 	open  func(k key, p plan, replicas int) ([]replica, error)
@@ -75,46 +74,44 @@ type subject struct {
 var subjects = []subject{
 	{"one limit", func(k key, p plan, n int) ([]replica, error) {
 		client := &memoryRedis{values: make(map[string]string)}
-		all := make([]replica, n)
-		for i := range all {
+		return fleetOf(k, n, func() (platform.Option, error) {
 			limiter, err := rediscache.NewLimiter(client, "moov", float64(p.perSecond))
-			if err != nil {
-				return nil, err
-			}
-			all[i] = func(scope string) (oauth2.TokenSource, error) {
-				return moovauth.NewTokenSource(k.Credentials, moovauth.WithScopes(scope), moovauth.WithLimiter(limiter),
-					moovauth.WithBaseURL(k.url), moovauth.WithHTTPClient(k.client))
-			}
-		}
-		return all, nil
+			return platform.WithLimiter(limiter), err
+		})
 	}},
-	{"the full rate each", func(k key, p plan, n int) ([]replica, error) { return own(k, float64(p.perSecond), n) }},
+	{"the full rate each", func(k key, p plan, n int) ([]replica, error) {
+		return fleetOf(k, n, func() (platform.Option, error) { return platform.WithRate(float64(p.perSecond)), nil })
+	}},
 	{"a share each", func(k key, p plan, n int) ([]replica, error) {
-		return own(k, float64(p.perSecond)/float64(n), n)
+		return fleetOf(k, n, func() (platform.Option, error) { return platform.WithRate(float64(p.perSecond) / float64(n)), nil })
 	}},
 }
 
-// own is n replicas that know nothing of each other.
-func own(k key, perSecond float64, n int) ([]replica, error) {
+// fleetOf returns n replicas. limit is called for each of them.
+func fleetOf(k key, n int, limit func() (platform.Option, error)) ([]replica, error) {
 	all := make([]replica, n)
 	for i := range all {
-		tokens, err := platform.New(k.Credentials, platform.WithRate(perSecond),
-			platform.WithSource(moovauth.WithBaseURL(k.url), moovauth.WithHTTPClient(k.client)))
+		option, err := limit()
 		if err != nil {
 			return nil, err
 		}
-		all[i] = func(scope string) (oauth2.TokenSource, error) { return tokens.Source(scope) }
+		tokens, err := platform.New(k.Credentials, option, platform.WithSource(moovauth.WithBaseURL(k.url), moovauth.WithHTTPClient(k.client)))
+		if err != nil {
+			return nil, err
+		}
+		all[i] = tokens.Source
 	}
 	return all, nil
 }
 
-// crowd is what came of accounts that all want a token at once.
+// crowd has the results for accounts that all want a token at once.
 type crowd struct {
-	served  []time.Duration // when each got it, in order
-	refused int             // requests answered 429
+	served  []time.Duration // when each account got its token, sorted
+	refused int             // requests that were answered with 429
 }
 
-// network is the way to the server: 60 to 100 ms there and back, the same on each run.
+// network is the network to the server. A round trip takes 60 to 100 ms, with the same
+// random numbers in each run.
 type network struct {
 	base http.RoundTripper
 
@@ -138,8 +135,8 @@ func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// run lets all accounts want a token at the same time, once. A caller that gets
-// an error tries again after a second.
+// run makes all accounts request one token each at the same time. A caller that gets
+// an error retries after a second.
 func (p plan) run(s subject, l load, replicas int) (*crowd, error) {
 	server := moovtest.NewInMemory(moovtest.WithRateLimit(p.perSecond))
 	defer server.Close()

@@ -1,6 +1,6 @@
 package fleet
 
-// This file is the tables and the picture.
+// This file writes the tables and draws the picture.
 
 import (
 	"bytes"
@@ -17,13 +17,14 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// results are the crowds by load, size of the fleet and subject.
+// results has the crowds by load, size of the fleet, and subject.
 type results struct {
 	plan
 	crowds [][][]*crowd
 }
 
-// cell is a crowd in a table: how long it took beside the floor, and its 429s.
+// cell returns a cell of a table: the time as a multiple of the floor, and the number
+// of 429s in brackets.
 func (r *results) cell(c *crowd) string {
 	if missing := r.accounts - len(c.served); missing > 0 {
 		return fmt.Sprintf("%d without a token after %v (%d)", missing, r.give, c.refused)
@@ -32,7 +33,7 @@ func (r *results) cell(c *crowd) string {
 }
 
 func (r *results) write(out io.Writer) {
-	fmt.Fprintf(out, "%d accounts want a token at once, and the server takes %d requests a second: time beside the floor of %.0f s, and 429s in brackets.\n",
+	fmt.Fprintf(out, "%d accounts want a token at once, and the server accepts %d requests a second. The figures are the time as a multiple of the shortest possible, %.0f s, and the number of 429s in brackets.\n",
 		r.accounts, r.perSecond, r.floor())
 	for i, l := range loads {
 		fmt.Fprintf(out, "\n%s:\n\n| replicas |", l.title)
@@ -53,11 +54,11 @@ func (r *results) write(out io.Writer) {
 const (
 	width  = 820 * vg.Inch / 96 // 820 pixels
 	height = 360 * vg.Inch / 96
-	steps  = 320 // of a line
+	steps  = 320 // points of a line, less one
 )
 
 var (
-	colors = []color.Color{ // of the subjects
+	colors = []color.Color{ // for each subject
 		color.RGBA{R: 20, G: 75, B: 160, A: 255},
 		color.RGBA{R: 225, G: 140, B: 30, A: 255},
 		color.RGBA{R: 210, G: 30, B: 30, A: 255},
@@ -65,8 +66,8 @@ var (
 	grey = color.RGBA{R: 120, G: 120, B: 120, A: 255}
 )
 
-// paint draws accounts served over time, with the uneven load, as SVG on a white
-// ground, which a dark page needs.
+// paint draws the accounts served over time with the uneven load. It writes SVG with a
+// white background, so that the picture can be read on a dark page.
 func (r *results) paint(out io.Writer) error {
 	p := plot.New()
 	end := 4 * r.floor()
@@ -117,12 +118,13 @@ func (r *results) paint(out io.Writer) error {
 	if _, err := picture.WriteTo(&svg); err != nil {
 		return err
 	}
-	// If the font is missing, a browser would take one with serifs.
+	// A browser without this font would use one with serifs.
 	_, err = out.Write(bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;")))
 	return err
 }
 
-// servedBy is how many had been served at each step up to end, in seconds.
+// servedBy returns how many accounts had their token at each step up to end, which is
+// in seconds.
 func (c *crowd) servedBy(end float64) plotter.XYs {
 	var line plotter.XYs
 	n := 0
