@@ -1,4 +1,4 @@
-// Package dircache keeps the tokens of package moovauth in a directory, where
+// Package dircache stores the tokens of package moovauth in a directory, so that
 // the processes of one machine share them:
 //
 //	cache, err := dircache.New("/var/lib/myapp/moov")
@@ -9,9 +9,9 @@
 //		moovauth.WithScopes("/ping.read"), moovauth.WithCache(cache))
 package dircache
 
-// This file is the cache: a regular file for each entry, and a lock file beside
-// it. The lock_ files lock a file. Package moovauth decides what an entry holds
-// and when it is read or locked.
+// This file is the cache. An entry is a regular file, with a lock file beside it.
+// The lock_*.go files lock a file on each operating system. Package moovauth decides
+// what an entry holds and when it is read or locked.
 
 import (
 	"context"
@@ -27,9 +27,9 @@ import (
 
 const (
 	lockSuffix = ".lock"
-	partSuffix = ".part-" // before a random text
+	partSuffix = ".part-" // a random text follows
 
-	poll = 10 * time.Millisecond // between two looks at a lock that is held
+	poll = 10 * time.Millisecond // between two attempts to get a lock that is held
 )
 
 // errHeld is returned by lockFile if another process or goroutine has the lock.
@@ -43,19 +43,18 @@ var errHeld = errors.New("the lock is held")
 // named pipe or anything else that has the name of an entry is not opened, and
 // every method returns an error that says to remove it.
 //
-// An entry is written whole or not at all, even if the process is killed; such a
-// process may leave a file with ".part-" in its name, which can be removed. Files
-// are not synced to the disk, so after a power failure an entry may be missing,
-// older or damaged. A missing or damaged entry costs a token request. An older
-// entry may cause a refresh token to be sent a second time.
+// An entry is written completely or not at all, even if the process is killed. A
+// process that is killed may leave a file with ".part-" in its name, which can be
+// removed. Files are not synced to the disk, so after a power failure an entry may be
+// missing, older or damaged. A missing or damaged entry costs a token request. An
+// older entry may cause a refresh token to be sent a second time.
 //
-// Use a local directory: network file systems may not support the lock.
+// Use a local directory, because network file systems may not support the lock.
 type Cache struct{ dir string }
 
-// New returns a cache in dir. It makes the directory for its owner only (0700)
-// if it does not exist, and returns an error if it cannot write there. A
-// relative dir is resolved now, so a later change of the working directory has
-// no effect.
+// New returns a cache in dir. If the directory does not exist, New creates it for its
+// owner only (0700). New returns an error if it cannot write to the directory. It
+// resolves a relative dir, so a later change of the working directory has no effect.
 func New(dir string) (*Cache, error) {
 	if dir == "" {
 		return nil, errors.New("dircache: dir is empty: name a directory")
@@ -83,9 +82,9 @@ func New(dir string) (*Cache, error) {
 	return c, nil
 }
 
-// Get returns the entry. If there is none, its error is [fs.ErrNotExist]. If the
-// directory was removed after New, Get fails with another error, so that the
-// loss is noticed; Put and Lock make the directory again.
+// Get returns the entry for key. If there is none, the error is [fs.ErrNotExist]. If
+// the directory was removed after New, Get returns another error, so that the loss is
+// noticed. Put and Lock create the directory again.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	dir, err := c.openFor(ctx, key, "", false)
 	if err != nil {
@@ -96,7 +95,7 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	return data, c.wrap(err)
 }
 
-// Put writes the entry.
+// Put writes the entry for key.
 func (c *Cache) Put(ctx context.Context, key string, data []byte) error {
 	dir, err := c.openFor(ctx, key, "", true)
 	if err != nil {
@@ -113,7 +112,7 @@ func (c *Cache) Put(ctx context.Context, key string, data []byte) error {
 	return c.wrap(err)
 }
 
-// Delete removes the entry. It is no error if there is none.
+// Delete removes the entry for key, if there is one.
 func (c *Cache) Delete(ctx context.Context, key string) error {
 	dir, err := c.openFor(ctx, key, "", false)
 	if err != nil {
@@ -126,11 +125,11 @@ func (c *Cache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// Lock waits for the lock on key until ctx ends; its error is then ctx's. The
-// lock file has the name of the entry and ".lock", and is never removed. It is
-// locked with flock on Unix, and opened without sharing on Windows, so the
-// operating system releases the lock of a process that dies. On other systems
-// Lock fails with [errors.ErrUnsupported].
+// Lock waits for the lock on key until ctx ends, and then returns the error of ctx.
+// The name of the lock file is the name of the entry and ".lock". The lock file is
+// never removed. It is locked with flock on Unix, and opened without sharing on
+// Windows, so the operating system releases the lock of a process that dies. On other
+// systems the error of Lock is [errors.ErrUnsupported].
 func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	for {
 		unlock, err := c.tryLock(ctx, key)
@@ -145,8 +144,8 @@ func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error)
 	}
 }
 
-// tryLock opens the lock file again for each attempt: flock does not exclude
-// those who share an open file, and the file may have been removed.
+// tryLock opens the lock file again for each attempt: flock does not exclude others
+// that use the same open file, and the file may have been removed since.
 func (c *Cache) tryLock(ctx context.Context, key string) (unlock func(), err error) {
 	dir, err := c.openFor(ctx, key, lockSuffix, true)
 	if err != nil {
@@ -156,8 +155,8 @@ func (c *Cache) tryLock(ctx context.Context, key string) (unlock func(), err err
 	return lockFile(dir, key+lockSuffix)
 }
 
-// openFor opens the directory to use the file named key and suffix, which must
-// be a regular file if it exists.
+// openFor opens the directory to use the file whose name is key and suffix. If that
+// file exists, it must be a regular file.
 func (c *Cache) openFor(ctx context.Context, key, suffix string, create bool) (*os.Root, error) {
 	switch {
 	case ctx.Err() != nil:
@@ -176,7 +175,7 @@ func (c *Cache) openFor(ctx context.Context, key, suffix string, create bool) (*
 	return dir, nil
 }
 
-// open opens the directory. It never returns [fs.ErrNotExist], which would be a
+// open opens the directory. It never returns [fs.ErrNotExist], which would mean a
 // cache miss.
 func (c *Cache) open(create bool) (*os.Root, error) {
 	if create {
@@ -184,7 +183,7 @@ func (c *Cache) open(create bool) (*os.Root, error) {
 			return nil, err
 		}
 	}
-	dir, err := os.OpenRoot(c.dir + string(filepath.Separator)) // fails for a named pipe, and does not wait for it
+	dir, err := os.OpenRoot(c.dir + string(filepath.Separator)) // the separator makes a named pipe fail instead of block
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("the directory was removed")
 	}

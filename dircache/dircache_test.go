@@ -1,7 +1,7 @@
 package dircache_test
 
-// Tests about several processes start this test binary again, in a role. Tests
-// that need Unix are in lock_flock_test.go.
+// Tests of several processes start this test binary again, in one of the roles.
+// lock_flock_test.go has the tests that need Unix.
 
 import (
 	"bufio"
@@ -38,11 +38,11 @@ var (
 )
 
 const (
-	roleVariable = "DIRCACHE_TEST_ROLE" // what a process that was started again does
+	roleVariable = "DIRCACHE_TEST_ROLE" // the role of a process that a test starts
 	dirVariable  = "DIRCACHE_TEST_DIR"  // the directory of its cache
 )
 
-// roles are what a process can do.
+// roles are what a process that a test starts can do.
 var roles = map[string]func(t *testing.T, dir string){
 	"writer":  writeUntilKilled,
 	"holder":  holdTheLockUntilKilled,
@@ -50,7 +50,7 @@ var roles = map[string]func(t *testing.T, dir string){
 	"command": command,
 }
 
-// TestProcess is the process that other tests start.
+// TestProcess runs the role in a process that another test has started.
 func TestProcess(t *testing.T) {
 	t.Parallel()
 	role := roles[os.Getenv(roleVariable)]
@@ -78,7 +78,7 @@ func newIn(t *testing.T, dir string) *dircache.Cache {
 	return c
 }
 
-// needsLock skips t on a system that has no lock.
+// needsLock skips the test on a system that has no lock.
 func needsLock(t *testing.T) {
 	t.Helper()
 	unlock, err := newIn(t, t.TempDir()).Lock(t.Context(), "a")
@@ -89,7 +89,7 @@ func needsLock(t *testing.T) {
 	unlock()
 }
 
-// names are those of the files in a directory.
+// names returns the names of the files in a directory.
 func names(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -100,7 +100,7 @@ func names(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// failed checks that err is a failure of the cache, and not a miss.
+// failed checks that err is an error of the cache, and not a cache miss.
 func failed(t *testing.T, err error, contains ...string) {
 	t.Helper()
 	require.Error(t, err)
@@ -114,7 +114,7 @@ func TestEntriesAreForTheirOwnerOnly(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "not", "there yet")
 	c := newIn(t, dir)
-	assert.Empty(t, names(t, dir), "New leaves nothing but the directory")
+	assert.Empty(t, names(t, dir), "New leaves no file in the directory")
 	_, err := c.Get(t.Context(), "a")
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.NoError(t, c.Delete(t.Context(), "a"))
@@ -146,7 +146,7 @@ func TestEntriesAreForTheirOwnerOnly(t *testing.T) {
 	assert.ErrorIs(t, err, context.Canceled)
 }
 
-func TestNewRefusesADirectoryThatCannotServe(t *testing.T) {
+func TestNewRefusesADirectoryThatCannotBeUsed(t *testing.T) {
 	t.Chdir(t.TempDir())
 	require.NoError(t, os.WriteFile("file", []byte("not ours"), 0o600))
 	for dir, want := range map[string]string{
@@ -186,7 +186,7 @@ func TestRelativeDirectoryIsResolvedByNew(t *testing.T) {
 	}
 }
 
-func TestDirectoryThatWasRemovedIsNoMissAndPutMakesItAgain(t *testing.T) {
+func TestRemovedDirectoryIsNotACacheMissAndPutCreatesItAgain(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "above", "tokens")
 	c := newIn(t, dir)
@@ -207,7 +207,7 @@ func TestDirectoryThatWasRemovedIsNoMissAndPutMakesItAgain(t *testing.T) {
 		return
 	}
 	require.NoError(t, err)
-	if runtime.GOOS != "windows" { // an open file cannot be removed there
+	if runtime.GOOS != "windows" { // Windows cannot remove an open file
 		remove()
 	}
 	unlock()
@@ -236,8 +236,8 @@ func writeUntilKilled(t *testing.T, dir string) {
 	}
 }
 
-// wholeEntry is so long that writing it takes a while. Its text shows whether it
-// is whole.
+// wholeEntry returns an entry that takes a while to write. All its bytes are the same,
+// so a test can tell whether the entry is complete.
 func wholeEntry(i int) []byte { return bytes.Repeat([]byte{'a' + byte(i%26)}, 256<<10) }
 
 func TestEntryIsNeverHalfWritten(t *testing.T) {
@@ -274,8 +274,8 @@ func TestEntryIsNeverHalfWritten(t *testing.T) {
 			require.NoError(t, os.Remove(part))
 		}
 	}
-	t.Logf("of at least %d writers killed, %d were in the middle of a file", kills, cut)
-	assert.NotZero(t, cut, "no writer was killed in the middle of a file")
+	t.Logf("of at least %d writers that were killed, %d were writing a file", kills, cut)
+	assert.NotZero(t, cut, "no writer was killed while it was writing a file")
 }
 
 func TestKeyIsAnyFileName(t *testing.T) {
@@ -321,7 +321,7 @@ func TestKeyIsAnyFileName(t *testing.T) {
 	assert.Equal(t, "not ours", string(data))
 }
 
-func TestDirectoryThatHasTheNameOfAnEntryStays(t *testing.T) {
+func TestDirectoryWithTheNameOfAnEntryIsNotRemoved(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	c := newIn(t, dir)
@@ -369,7 +369,7 @@ func TestLockIsForOneKey(t *testing.T) {
 	require.NoError(t, err)
 	b, err := c.Lock(t.Context(), "b")
 	require.NoError(t, err)
-	// Entries come and go while it is held.
+	// Entries can be written and deleted while the lock is held.
 	require.NoError(t, c.Put(t.Context(), "a", []byte("x")))
 	_, err = c.Get(t.Context(), "a")
 	require.NoError(t, err)
@@ -384,7 +384,7 @@ func TestLockIsForOneKey(t *testing.T) {
 	}
 }
 
-func TestLockWaitsAsLongAsItsContext(t *testing.T) {
+func TestLockWaitsUntilItsContextEnds(t *testing.T) {
 	t.Parallel()
 	needsLock(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -423,9 +423,9 @@ func holdTheLockUntilKilled(t *testing.T, dir string) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-func TestLockOfAKilledProcessGoesToOneOther(t *testing.T) {
+func TestOneOtherProcessGetsTheLockOfAKilledProcess(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a second")
+		t.Skip("this takes a second")
 	}
 	t.Parallel()
 	needsLock(t)
@@ -435,7 +435,7 @@ func TestLockOfAKilledProcessGoesToOneOther(t *testing.T) {
 	ready := make(chan error)
 	for range 4 {
 		p := process(t, "holder", dir)
-		_, err := p.StdinPipe() // without an end
+		_, err := p.StdinPipe() // keeps the input open
 		require.NoError(t, err)
 		out, err := p.StdoutPipe()
 		require.NoError(t, err)
@@ -481,7 +481,8 @@ func TestLockOfAKilledProcessGoesToOneOther(t *testing.T) {
 
 const counts = 50
 
-// countInAFile is a process that counts in a file, which only one can do at a time.
+// countInAFile is a process that counts in a file. The count is right only if one
+// process does so at a time.
 func countInAFile(t *testing.T, dir string) {
 	c := newIn(t, dir)
 	for range counts {
@@ -518,19 +519,18 @@ func TestLockExcludesProcesses(t *testing.T) {
 	assert.Equal(t, strconv.Itoa(4*counts), string(data))
 }
 
-// A system without a lock says so, and sources work without it.
 func TestSystemWithoutALock(t *testing.T) {
 	t.Parallel()
 	unlock, err := newIn(t, t.TempDir()).Lock(t.Context(), "a")
 	if err == nil {
 		unlock()
-		t.Skip("this system has one")
+		t.Skip("this system has a lock")
 	}
 	require.ErrorIs(t, err, errors.ErrUnsupported)
 	failed(t, err, "there is no lock on "+runtime.GOOS)
 }
 
-// sourceOf returns a source of server's tokens that uses the cache.
+// sourceOf returns a source that uses the server and the cache.
 func sourceOf(t *testing.T, server *moovtest.Server, c *dircache.Cache, opts ...moovauth.Option) *moovauth.TokenSource {
 	t.Helper()
 	s, err := moovauth.NewTokenSource(moovauth.Credentials{ClientID: server.ClientID, ClientSecret: server.ClientSecret},
@@ -557,7 +557,7 @@ func TestTokenOutlivesASource(t *testing.T) {
 	assert.Len(t, server.TokenRequests(), 1)
 	require.NoError(t, sourceOf(t, server, newIn(t, dir)).Revoke(t.Context()))
 	for _, name := range names(t, dir) {
-		assert.Regexp(t, `^moovauth-[0-9a-f]+\.lock$`, name, "only the lock file stays")
+		assert.Regexp(t, `^moovauth-[0-9a-f]+\.lock$`, name, "only the lock file is left")
 	}
 }
 
@@ -597,7 +597,7 @@ func TestSourcesRequestEachTokenOnce(t *testing.T) {
 				})
 			}
 			all.Wait()
-			time.Sleep(20 * time.Minute) // until it has expired
+			time.Sleep(20 * time.Minute) // until the token has expired
 		}
 		assert.Len(t, server.TokenRequests(), 40)
 	})
@@ -605,8 +605,8 @@ func TestSourcesRequestEachTokenOnce(t *testing.T) {
 
 const serverVariable = "DIRCACHE_TEST_SERVER" // its URL, and the credentials
 
-// command is one of four commands that start together. It reads a line with the
-// tokens that are no longer good, obtains a token and prints it.
+// command is one of four commands that start at the same time. It reads a line with
+// the tokens of the last round, obtains another token and prints it.
 func command(t *testing.T, dir string) {
 	server := strings.Fields(os.Getenv(serverVariable))
 	s, err := moovauth.NewTokenSource(moovauth.Credentials{ClientID: server[1], ClientSecret: server[2]},
@@ -625,7 +625,7 @@ func command(t *testing.T, dir string) {
 	fmt.Println(tok)
 }
 
-// The server revokes the whole family of a refresh token that is used twice.
+// If a refresh token is used twice, the server revokes all tokens that descend from it.
 func TestCommandsRequestEachTokenOnce(t *testing.T) {
 	needsLock(t)
 	t.Parallel()
@@ -637,7 +637,7 @@ func TestCommandsRequestEachTokenOnce(t *testing.T) {
 	defer server.Close()
 	dir := t.TempDir()
 	counted := 0
-	var tokens []string // of the round before
+	var tokens []string // of the last round
 	for range rounds {
 		var starts []io.Writer
 		var outs []*bufio.Scanner
@@ -676,6 +676,6 @@ func TestCommandsRequestEachTokenOnce(t *testing.T) {
 		assert.Equal(t, 1, len(server.TokenRequests())-before, "token requests of four commands")
 	}
 	if counted == 0 {
-		t.Skip("this machine is too busy")
+		t.Skip("this machine is too busy for the test")
 	}
 }

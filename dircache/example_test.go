@@ -10,7 +10,8 @@ import (
 	"github.com/moovauth/moovauth/dircache"
 )
 
-// A command that starts often keeps its token in the user's cache directory.
+// A command-line tool can keep its token in the user's cache directory, so that not
+// every run requests one.
 func ExampleNew() {
 	folder, err := os.UserCacheDir()
 	if err != nil {

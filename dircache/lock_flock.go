@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// lockFile locks a file, or returns errHeld.
+// lockFile locks the file, or returns errHeld.
 func lockFile(dir *os.Root, name string) (unlock func(), err error) {
 	f, err := dir.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -22,7 +22,8 @@ func lockFile(dir *os.Root, name string) (unlock func(), err error) {
 		return nil, os.NewSyscallError("flock "+name, err)
 	}
 	return func() {
-		// Close would not release the lock while a child that is being started has the file.
+		// A child process that is being started may have the file open. Then Close does
+		// not release the lock.
 		_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
 		f.Close()
 	}, nil

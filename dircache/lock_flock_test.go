@@ -2,8 +2,8 @@
 
 package dircache_test
 
-// Tests of what only Unix has: named pipes, sockets, permissions, limits, a
-// working directory that was removed.
+// This file has the tests that need Unix: named pipes, sockets, permissions, resource
+// limits, and a working directory that was removed.
 
 import (
 	"bytes"
@@ -41,7 +41,7 @@ func linkTo(target string) func(*testing.T, string) {
 	return func(t *testing.T, path string) { require.NoError(t, os.Symlink(target, path)) }
 }
 
-// atOnce fails if f waits for something.
+// atOnce fails the test if f does not return within a minute.
 func atOnce(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -49,7 +49,7 @@ func atOnce(t *testing.T, f func()) {
 	select {
 	case <-done:
 	case <-time.After(time.Minute):
-		require.Fail(t, "it waits")
+		require.Fail(t, "the call blocks")
 	}
 }
 
@@ -90,7 +90,7 @@ func TestOnlyRegularFilesAreUsed(t *testing.T) {
 				_, err = cache.Lock(t.Context(), "c")
 				failed(t, err, "c.lock is not a regular file ("+c.mode, "remove it")
 			})
-			assert.Equal(t, before, names(t, dir), "nothing is made or removed")
+			assert.Equal(t, before, names(t, dir), "no file is created or removed")
 			for _, path := range []string{filepath.Join(dir, "target"), filepath.Join(above, "outside")} {
 				data, err := os.ReadFile(path)
 				require.NoError(t, err)
@@ -100,7 +100,7 @@ func TestOnlyRegularFilesAreUsed(t *testing.T) {
 	}
 }
 
-func TestNewRefusesWhatIsNoDirectory(t *testing.T) {
+func TestNewRefusesFilesThatAreNotDirectories(t *testing.T) {
 	for name, make := range map[string]func(t *testing.T, path string){
 		"pipe": makePipe, "socket": makeSocket, "dangling link": linkTo("nowhere"),
 		"link to a pipe": linkTo("pipe"), "link to a device": linkTo("/dev/zero"), "link to itself": linkTo("tokens"),
@@ -121,8 +121,8 @@ func TestNewRefusesWhatIsNoDirectory(t *testing.T) {
 	}
 }
 
-// The path may lead through links, for example to another disk.
-func TestDirectoryMayBeALinkToOne(t *testing.T) {
+// The path may contain symbolic links, for example to another disk.
+func TestDirectoryMayBeASymbolicLink(t *testing.T) {
 	t.Parallel()
 	above := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(above, "disk"), 0o700))
@@ -149,12 +149,11 @@ func TestWorkingDirectoryThatWasRemoved(t *testing.T) {
 	}
 	_, err := c.Get(t.Context(), "a")
 	failed(t, err, "the directory was removed")
-	require.NoError(t, c.Put(t.Context(), "a", nil), "it has the path from New")
+	require.NoError(t, c.Put(t.Context(), "a", nil), "the cache has the absolute path")
 }
 
-// A child process that is being started, or has inherited the file, does not keep
-// the lock.
-func TestUnlockFreesTheLockForAllWhoHaveTheFile(t *testing.T) {
+// A child process may have inherited the lock file.
+func TestUnlockReleasesTheLockIfAnotherProcessHasTheFileOpen(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	c := newIn(t, dir)
@@ -169,7 +168,7 @@ func TestUnlockFreesTheLockForAllWhoHaveTheFile(t *testing.T) {
 	again()
 }
 
-// openFD returns this process's file descriptor of a file.
+// openFD returns the descriptor of a file that this process has open.
 func openFD(t *testing.T, path string) int {
 	t.Helper()
 	want, err := os.Stat(path)
@@ -184,7 +183,7 @@ func openFD(t *testing.T, path string) int {
 	return -1
 }
 
-// runProcess runs a process that makes the test's checks itself.
+// runProcess runs a process that contains the checks of the test.
 func runProcess(t *testing.T, role, dir string) {
 	t.Helper()
 	out, err := process(t, role, dir).CombinedOutput()
@@ -194,7 +193,7 @@ func runProcess(t *testing.T, role, dir string) {
 	}
 }
 
-// writeOnAFullDisk can write only a part of an entry.
+// writeOnAFullDisk is a process that can write only a part of an entry.
 func writeOnAFullDisk(t *testing.T, dir string) {
 	signal.Ignore(syscall.SIGXFSZ)
 	var limit syscall.Rlimit
@@ -213,10 +212,11 @@ func TestPutOnAFullDiskLeavesTheOldEntry(t *testing.T) {
 	data, err := c.Get(t.Context(), "a")
 	require.NoError(t, err)
 	assert.Equal(t, wholeEntry(0), data)
-	assert.Equal(t, []string{"a"}, names(t, dir), "nothing is left behind")
+	assert.Equal(t, []string{"a"}, names(t, dir), "no other file is left")
 }
 
-// useWithoutPermission is a process of a user for whom permissions count.
+// useWithoutPermission is a process of a user that is not root, so that the
+// permissions of files apply to it.
 func useWithoutPermission(t *testing.T, _ string) {
 	if os.Geteuid() == 0 {
 		const nobody = 65534
@@ -239,7 +239,7 @@ func useWithoutPermission(t *testing.T, _ string) {
 		assert.ErrorIs(t, err, fs.ErrPermission)
 	}
 
-	require.NoError(t, os.Chmod(dir, 0o500)) // it can be read
+	require.NoError(t, os.Chmod(dir, 0o500)) // only reading is allowed
 	_, err = dircache.New(dir)
 	denied(err)
 	assert.ErrorContains(t, err, "the directory cannot be written to")
@@ -254,7 +254,7 @@ func useWithoutPermission(t *testing.T, _ string) {
 	_, err = c.Lock(t.Context(), "a")
 	denied(err)
 
-	require.NoError(t, os.Chmod(dir, 0)) // closed
+	require.NoError(t, os.Chmod(dir, 0)) // nothing is allowed
 	for _, closed := range []string{dir, dir + "/below"} {
 		_, err = dircache.New(closed)
 		denied(err)
@@ -267,7 +267,7 @@ func useWithoutPermission(t *testing.T, _ string) {
 	denied(err)
 
 	require.NoError(t, os.Chmod(dir, 0o700))
-	require.NoError(t, os.Chmod(filepath.Join(dir, "a"), 0)) // for example another user's entry
+	require.NoError(t, os.Chmod(filepath.Join(dir, "a"), 0)) // as if the entry were another user's
 	_, err = c.Get(t.Context(), "a")
 	denied(err)
 	require.NoError(t, c.Put(t.Context(), "a", []byte("y")))
@@ -276,7 +276,7 @@ func useWithoutPermission(t *testing.T, _ string) {
 	denied(err)
 }
 
-func TestMissingPermissionIsNoMiss(t *testing.T) {
+func TestMissingPermissionIsNotACacheMiss(t *testing.T) {
 	t.Parallel()
 	runProcess(t, "unprivileged", "")
 }

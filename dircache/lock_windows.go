@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// lockFile opens a file that no one else can open meanwhile, or returns errHeld.
-// It needs the path, since os.Root shares the files that it opens.
+// lockFile opens the file without sharing, so that no one else can open it, or returns
+// errHeld. It needs the path, because os.Root opens files with sharing.
 func lockFile(dir *os.Root, name string) (unlock func(), err error) {
 	path, err := syscall.UTF16PtrFromString(filepath.Join(dir.Name(), name))
 	if err != nil {
