@@ -9,7 +9,7 @@ import (
 	"github.com/moovauth/moovauth/internal/snippet"
 )
 
-// The code in the documents that needs this module.
+// This test checks the code blocks that need this module.
 func TestCodeInTheDocumentsCompiles(t *testing.T) {
 	n, err := snippet.Check("..", "rediscache")
 	require.NoError(t, err)

@@ -1,6 +1,6 @@
 package rediscache_test
 
-// This file is what pkg.go.dev shows.
+// This file has the examples of the package documentation.
 
 import (
 	"log"
@@ -11,12 +11,12 @@ import (
 	"github.com/moovauth/moovauth/rediscache"
 )
 
-// All processes that do this share one token.
+// All processes that run this code share one token.
 func ExampleNew() {
 	client := redis.NewClient(&redis.Options{
 		Addr:                  "localhost:6379",
-		ContextTimeoutEnabled: true, // a Redis that does not answer holds nothing for long
-		DialerRetries:         1,    // nor does one that is down
+		ContextTimeoutEnabled: true, // wait less if Redis does not reply
+		DialerRetries:         1,    // wait less if Redis is down
 	})
 	defer client.Close()
 	cache, err := rediscache.New(client, rediscache.WithPrefix("payments/"))
@@ -32,8 +32,8 @@ func ExampleNew() {
 	_ = source.Client()
 }
 
-// All processes that do this share one rate: each makes its token requests when
-// it is its turn.
+// All processes that run this code share one rate limit. For many accounts, give the
+// limiter to platform.WithLimiter instead.
 func ExampleNewLimiter() {
 	client := redis.NewClient(&redis.Options{
 		Addr:                  "localhost:6379",

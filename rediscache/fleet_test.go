@@ -1,7 +1,7 @@
 package rediscache
 
-// This file runs fleets: many sources in one process, and many processes, each
-// this test binary started again. What they asked for is the server's record.
+// This file runs fleets: many sources in one process, and many processes, which are
+// this test binary started again. The test server records their token requests.
 
 import (
 	"bufio"
@@ -29,26 +29,28 @@ import (
 const (
 	pingScope = "/ping.read"
 
-	// Refreshed after 3.5 to 3.6 s, used up to 4.5 s, dead at the server after 5 s.
+	// Sources refresh these tokens after 3.5 to 3.6 s and use them for up to 4.5 s. The
+	// server accepts them for 5 s.
 	shortLife = 5 * time.Second
 
-	roleVariable   = "REDISCACHE_TEST_ROLE"   // what a process started again is
-	memberVariable = "REDISCACHE_TEST_MEMBER" // a member, as JSON
+	roleVariable   = "REDISCACHE_TEST_ROLE"   // the role of a process that a test starts
+	memberVariable = "REDISCACHE_TEST_MEMBER" // its member, as JSON
 )
 
-// roles are what this binary does when it is started again, until the end of in.
+// roles are what this binary can do when a test starts it again. A role ends when in
+// ends.
 var roles = map[string]func(in io.Reader, out io.Writer) error{
 	"member": beMember,
 	"holder": holdLock,
 }
 
-// member is a process of a fleet.
+// member configures a process of a fleet.
 type member struct {
 	BaseURL, ClientID, ClientSecret string
-	Redis                           string // its address; "": no cache
-	Key                             string // that a holder locks
+	Redis                           string // the address of Redis; "" for no cache
+	Key                             string // the key that a holder locks
 	LockTTL                         time.Duration
-	Tokens                          int // when to stop
+	Tokens                          int // stop after this many
 }
 
 func (m *member) cache() (*Cache, error) {
@@ -56,8 +58,8 @@ func (m *member) cache() (*Cache, error) {
 	return New(client, WithLockTTL(m.LockTTL))
 }
 
-// beMember says that it is ready, and after the first line of in says each new
-// token that it gets, until it has had as many as it should.
+// beMember prints "ready". After the first line of in it prints each new token that
+// it gets, until it has got m.Tokens of them.
 func beMember(in io.Reader, out io.Writer) error {
 	var m member
 	if err := json.Unmarshal([]byte(os.Getenv(memberVariable)), &m); err != nil {
@@ -108,11 +110,11 @@ func beMember(in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// process is this binary, started again.
+// process is a process that runs this binary.
 type process struct {
 	*exec.Cmd
 	in  io.WriteCloser
-	end func() error // closes its input, and waits for it
+	end func() error // closes the process's input, and waits until the process ends
 
 	mu    sync.Mutex // guards what follows
 	lines []string
@@ -146,7 +148,7 @@ func startProcess(t *testing.T, role string, m member) *process {
 	}()
 	p.end = sync.OnceValue(func() error {
 		_ = p.in.Close()
-		<-read // Wait closes what is being read
+		<-read // Wait closes the pipe that is read
 		if err := p.Wait(); err != nil {
 			return fmt.Errorf("%w: %s", err, complaints.String())
 		}
@@ -159,14 +161,14 @@ func startProcess(t *testing.T, role string, m member) *process {
 	return p
 }
 
-// said is what p has said, after ready.
-func (p *process) said() []string {
+// printed returns the lines that p has printed after "ready".
+func (p *process) printed() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.lines[min(1, len(p.lines)):])
 }
 
-// awaitAll waits until all processes fulfil a condition, or one has ended.
+// awaitAll waits until done returns true. The test fails if a process ends first.
 func awaitAll(t *testing.T, all []*process, done func() bool) {
 	t.Helper()
 	var early *process
@@ -186,7 +188,8 @@ func awaitAll(t *testing.T, all []*process, done func() bool) {
 	}
 }
 
-// startTogether starts n processes, and lets them go at once when all are ready.
+// startTogether starts n processes. When all are ready, it makes them begin at the
+// same time.
 func startTogether(t *testing.T, n int, role string, m member) []*process {
 	t.Helper()
 	all := make([]*process, n)
@@ -207,9 +210,9 @@ func startTogether(t *testing.T, n int, role string, m member) []*process {
 	return all
 }
 
-// runProcesses runs 8 processes through 3 rollovers: until each has had 4
-// tokens or, with a cache, the 4th that any of them has had. It returns what the
-// server saw.
+// runProcesses runs 8 processes through 3 rollovers, which is 4 tokens. With a cache it
+// ends when all processes have the newest token, without one when each process has
+// had 4 tokens. It returns the token requests that the server has recorded.
 func runProcesses(t *testing.T, redisAddr string) []moovtest.Request {
 	t.Helper()
 	const tokens = 4
@@ -223,7 +226,7 @@ func runProcesses(t *testing.T, redisAddr string) []moovtest.Request {
 		alive := server.AccessTokens() // the newest last
 		different := make(map[string]bool)
 		for _, p := range all {
-			had := p.said()
+			had := p.printed()
 			for _, token := range had {
 				different[token] = true
 			}
@@ -235,7 +238,7 @@ func runProcesses(t *testing.T, redisAddr string) []moovtest.Request {
 		return len(different) >= tokens
 	})
 	for _, p := range all {
-		_ = p.in.Close() // all end at once
+		_ = p.in.Close() // all end at the same time
 	}
 	for _, p := range all {
 		require.NoError(t, p.end())
@@ -255,13 +258,14 @@ func TestProcessesShareEachToken(t *testing.T) {
 	assert.Len(t, requests, m.requests(8, 3, true))
 	earliest, _ := m.refresh()
 	for i := range requests[1:] {
-		// They are counted from when they were sent, and seen when they came.
+		// A source counts the time from when it sent the request, and the server
+		// records when the request arrived.
 		assert.Greater(t, requests[i+1].Time.Sub(requests[i].Time), earliest-500*time.Millisecond)
 	}
 	t.Logf("8 processes, 3 rollovers, one cache: %d token requests", len(requests))
 }
 
-func TestProcessesWithoutACacheAskEach(t *testing.T) {
+func TestProcessesWithoutACacheEachRequestATokenOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	requests := runProcesses(t, "")
 	assert.Len(t, requests, 32)
@@ -269,7 +273,7 @@ func TestProcessesWithoutACacheAskEach(t *testing.T) {
 	t.Logf("8 processes, 3 rollovers, no cache: %d token requests", len(requests))
 }
 
-func TestSourcesThatStartAtOnceAskOnce(t *testing.T) {
+func TestSourcesThatStartAtOnceShareOneRequest(t *testing.T) {
 	server := moovtest.NewServer(moovtest.WithLatency(200 * time.Millisecond))
 	defer server.Close()
 	cache := cacheOn(t, startRedis(t).addr)
@@ -279,12 +283,12 @@ func TestSourcesThatStartAtOnceAskOnce(t *testing.T) {
 		assert.Equal(t, tokens[0], token)
 	}
 	assert.Len(t, server.TokenRequests(), 1)
-	t.Logf("200 sources, started at once: %d token request, and all had it after %v", len(server.TokenRequests()), time.Since(start).Round(time.Millisecond))
+	t.Logf("200 sources, started at once: %d token request, and all had the token after %v", len(server.TokenRequests()), time.Since(start).Round(time.Millisecond))
 }
 
-// A token request takes longer than the lock lives, so several sources have it at
-// once. The server revokes all tokens that descend from a refresh token that is
-// used twice.
+// A token request takes longer than the lock's TTL, so several sources hold the lock
+// at the same time. If a refresh token is used twice, the server revokes all tokens
+// that descend from it.
 func TestLostLockCostsTokenRequestsAndNoDeadToken(t *testing.T) {
 	t.Parallel()
 	server := moovtest.NewServer(moovtest.WithReuseDetection(), moovtest.WithLifetime(3*time.Second), moovtest.WithLatency(500*time.Millisecond))
@@ -306,13 +310,13 @@ func TestLostLockCostsTokenRequestsAndNoDeadToken(t *testing.T) {
 		requests++
 		if token := r.Form.Get("refresh_token"); token != "" {
 			sent[token]++
-			assert.Equal(t, 1, sent[token], "a refresh token is sent once")
+			assert.Equal(t, 1, sent[token], "each refresh token is sent once")
 		}
 	}
-	assert.Greater(t, requests, rounds, "else the lock was not lost")
+	assert.Greater(t, requests, rounds, "otherwise the lock was not lost")
 	assert.LessOrEqual(t, requests, rounds*n)
 	assert.NotEmpty(t, sent)
-	t.Logf("%d sources, %d rounds, locks that are lost: %d token requests, %d of them with a refresh token", n, rounds, requests, len(sent))
+	t.Logf("%d sources, %d rounds, locks that expire: %d token requests, %d of them with a refresh token", n, rounds, requests, len(sent))
 }
 
 func TestLockOfAKilledProcessBecomesFree(t *testing.T) {
@@ -320,17 +324,17 @@ func TestLockOfAKilledProcessBecomesFree(t *testing.T) {
 	cache := cacheOn(t, r.addr)
 	const ttl = 2 * time.Second
 	holder := startTogether(t, 1, "holder", member{Redis: r.addr, Key: "a", LockTTL: ttl})[0]
-	awaitAll(t, []*process{holder}, func() bool { return len(holder.said()) == 1 })
+	awaitAll(t, []*process{holder}, func() bool { return len(holder.printed()) == 1 })
 
 	brief, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := cache.Lock(brief, "a")
-	require.ErrorIs(t, err, context.DeadlineExceeded, "it is held")
+	require.ErrorIs(t, err, context.DeadlineExceeded, "the lock is held")
 
 	require.NoError(t, holder.Process.Kill()) // SIGKILL
 	require.Error(t, holder.end())
 	killed := time.Now()
-	require.Len(t, connect(t, r.addr).Keys(t.Context(), "a:lock").Val(), 1, "it is held by nobody")
+	require.Len(t, connect(t, r.addr).Keys(t.Context(), "a:lock").Val(), 1, "the lock is still in Redis")
 	waiting, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	unlock, err := cache.Lock(waiting, "a")
@@ -338,10 +342,10 @@ func TestLockOfAKilledProcessBecomesFree(t *testing.T) {
 	unlock()
 	waited := time.Since(killed)
 	assert.Less(t, waited, ttl+time.Second)
-	t.Logf("free %v after its holder was killed, of a time to live of %v", waited.Round(time.Millisecond), ttl)
+	t.Logf("the lock was free %v after its holder was killed; its TTL is %v", waited.Round(time.Millisecond), ttl)
 }
 
-// holdLock locks, says so, and keeps the lock until the end of in.
+// holdLock gets the lock, prints "held", and keeps the lock until in ends.
 func holdLock(in io.Reader, out io.Writer) error {
 	var m member
 	if err := json.Unmarshal([]byte(os.Getenv(memberVariable)), &m); err != nil {
@@ -362,7 +366,7 @@ func holdLock(in io.Reader, out io.Writer) error {
 	return err
 }
 
-// sourcesOf returns n sources of one client.
+// sourcesOf returns n sources with the same credentials.
 func sourcesOf(t *testing.T, server *moovtest.Server, n int, opts ...moovauth.Option) []*moovauth.TokenSource {
 	t.Helper()
 	all := make([]*moovauth.TokenSource, n)
@@ -376,7 +380,7 @@ func sourcesOf(t *testing.T, server *moovtest.Server, n int, opts ...moovauth.Op
 	return all
 }
 
-// together calls Token of all sources at once, and returns the tokens.
+// together calls Token on all sources at the same time, and returns the tokens.
 func together(t *testing.T, sources []*moovauth.TokenSource) []string {
 	t.Helper()
 	tokens := make([]string, len(sources))

@@ -1,7 +1,7 @@
 package rediscache
 
-// This file runs fleets in fake time: many limiters, which share a Redis that
-// does what step does, and a server that counts requests.
+// This file runs fleets in fake time: many limiters share a simulated Redis, which
+// calls step, and send requests to a server that counts them.
 
 import (
 	"context"
@@ -23,11 +23,11 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// limitRedis is a Redis in memory that knows the limiter's script. Its clock is
-// an hour ahead of everyone's.
+// limitRedis is a Redis in memory that does what the limiter's script does. Its clock
+// is an hour ahead of the processes' clocks.
 type limitRedis struct {
 	redis.UniversalClient
-	trip time.Duration // to it and back
+	trip time.Duration // the time of a round trip
 
 	mu       sync.Mutex // guards what follows
 	states   map[string]*schedule
@@ -40,7 +40,7 @@ func newLimitRedis(trip time.Duration) *limitRedis {
 	return &limitRedis{trip: trip, states: make(map[string]*schedule)}
 }
 
-// set changes r, as its operator would.
+// set changes r while it is in use.
 func (r *limitRedis) set(change func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -73,10 +73,10 @@ func (r *limitRedis) EvalSha(ctx context.Context, _ string, keys []string, args 
 	return redis.NewCmdResult([]any{int64(reply.n), reply.delay.Microseconds(), reply.interval.Microseconds()}, nil)
 }
 
-// countingServer takes so many requests in any second.
+// countingServer accepts perSecond requests in any second.
 type countingServer struct {
-	retryAfter   time.Duration // 0: its 429s do not say
-	countRefused bool          // refused requests count, too
+	retryAfter   time.Duration // 0: its 429s have no Retry-After
+	countRefused bool          // refused requests count towards the limit, too
 
 	mu        sync.Mutex // guards what follows
 	perSecond int
@@ -85,7 +85,7 @@ type countingServer struct {
 	refused   int
 }
 
-// admits reports whether a request that comes now is served.
+// admits reports whether the server accepts a request that arrives now.
 func (s *countingServer) admits() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,7 +105,7 @@ func (s *countingServer) admits() bool {
 	return ok
 }
 
-// network is the way to the server: 30 to 50 ms in each direction.
+// network is the network to the server. It takes 30 to 50 ms in each direction.
 type network struct {
 	mu     sync.Mutex
 	random *rand.Rand
@@ -120,7 +120,7 @@ func (n *network) pass() {
 	time.Sleep(half)
 }
 
-// request waits for l and sends a request to s, until it is served, as a grant does.
+// request waits for l and sends a request to s, and retries until s accepts it.
 func (n *network) request(ctx context.Context, l moovauth.Limiter, s *countingServer) error {
 	for {
 		if err := l.Wait(ctx); err != nil {
@@ -137,7 +137,7 @@ func (n *network) request(ctx context.Context, l moovauth.Limiter, s *countingSe
 	}
 }
 
-// limiters returns n, as of n processes.
+// limiters returns n limiters, one for each process of a fleet.
 func limiters(t *testing.T, n int, client redis.UniversalClient, name string, perSecond float64) []*Limiter {
 	t.Helper()
 	all := make([]*Limiter, n)
@@ -149,8 +149,8 @@ func limiters(t *testing.T, n int, client redis.UniversalClient, name string, pe
 	return all
 }
 
-// replicaOf is where an account's requests are made: 70 % of them at one replica,
-// the others evenly at the rest.
+// replicaOf returns the replica that makes an account's requests. One replica has 70 %
+// of the accounts, and the others share the rest evenly.
 func replicaOf(account, replicas int) int {
 	if account%10 < 7 || replicas == 1 {
 		return 0
@@ -158,7 +158,8 @@ func replicaOf(account, replicas int) int {
 	return 1 + (account/10*3+account%10-7)%(replicas-1)
 }
 
-// fewWaits lets so many wait for the limiter at a time, as package platform does.
+// fewWaits limits how many callers wait for the limiter at a time, as package
+// platform does.
 type fewWaits struct {
 	*Limiter
 	places chan struct{}
@@ -170,8 +171,9 @@ func (f fewWaits) Wait(ctx context.Context) error {
 	return f.Limiter.Wait(ctx)
 }
 
-// serve sends a request for each account, all at once, and returns how long it
-// took. With waits, so many of a replica wait for its limiter at a time.
+// serve sends a request for each account, all at once, and returns how long that
+// took. If waits is above 0, it limits how many callers of a replica wait for the
+// limiter at a time.
 func serve(t *testing.T, fleet []*Limiter, s *countingServer, accounts, waits int) time.Duration {
 	t.Helper()
 	replicas := make([]moovauth.Limiter, len(fleet))
@@ -231,7 +233,7 @@ func TestServerTakesHalfOfWhatIsAssumed(t *testing.T) {
 						mostFloor, mostRefused := 1.25, 0.05
 						if countRefused {
 							mostFloor = 1.5
-							if replicas > 16 { // each has a turn when the server first refuses
+							if replicas > 16 { // each has a request under way when the server first refuses one
 								mostRefused = 0.08
 							}
 						}
@@ -244,8 +246,7 @@ func TestServerTakesHalfOfWhatIsAssumed(t *testing.T) {
 	}
 }
 
-// The rate comes back after an overload that has passed.
-func TestRateComesBack(t *testing.T) {
+func TestRateRisesAgainAfterAnOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &countingServer{perSecond: 20, retryAfter: time.Second}
 		fleet := limiters(t, 2, newLimitRedis(time.Millisecond), t.Name(), 40)
@@ -263,7 +264,7 @@ func TestRedisFailsInAFleet(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		begin, end func(r *limitRedis)
-		took       float64 // of the floor, at most
+		took       float64 // the most, as a multiple of the floor
 		warns      bool
 	}{
 		"killed for 5 s, and empty then": {
@@ -278,7 +279,7 @@ func TestRedisFailsInAFleet(t *testing.T) {
 		},
 		"FLUSHALL": {
 			begin: func(r *limitRedis) { clear(r.states) }, end: func(r *limitRedis) { clear(r.states) },
-			took: 1.35, // turns that were handed out before and after are used together, so the rate falls
+			took: 1.35, // turns from before and after are used together, which causes 429s
 		},
 	} {
 		for _, replicas := range []int{1, 4, 16} {
@@ -295,7 +296,7 @@ func TestRedisFailsInAFleet(t *testing.T) {
 					assert.Less(t, floor, c.took)
 					warnings := logged(t, t.Name())
 					if c.warns {
-						assert.Len(t, warnings, 2*replicas, "one when it begins and one when it is over, in each process")
+						assert.Len(t, warnings, 2*replicas, "each process logs one when Redis fails and one when it is back")
 					} else {
 						assert.Empty(t, warnings)
 					}
@@ -306,27 +307,27 @@ func TestRedisFailsInAFleet(t *testing.T) {
 }
 
 func TestRedisIsNeverThere(t *testing.T) {
-	for name, break_ := range map[string]func(*limitRedis){
+	for name, disturb := range map[string]func(*limitRedis){
 		"dead":   func(r *limitRedis) { r.dead = true },
 		"silent": func(r *limitRedis) { r.silent = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newLimitRedis(time.Millisecond)
-				break_(r)
+				disturb(r)
 				s := &countingServer{perSecond: 40, retryAfter: time.Second}
 				took := serve(t, limiters(t, 1, r, t.Name(), 40), s, 400, 0)
 				t.Logf("%v for %d requests, %d refused, %d commands", took, s.served, s.refused, r.commands)
 				assert.Less(t, took.Seconds(), 1.05*400/40+1)
 				assert.Zero(t, s.refused)
-				assert.Less(t, r.commands, 13, "one a second")
+				assert.Less(t, r.commands, 13, "one command a second")
 				assert.Len(t, logged(t, t.Name()), 1)
 			})
 		})
 	}
 }
 
-// Turns that a process has reserved are lost if it dies: 8 at most.
+// The turns that a process has reserved are lost when it dies. They are 8 at most.
 func TestReplicaDiesWithTurnsReserved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perSecond, requests = 40, 200
@@ -353,11 +354,10 @@ func TestReplicaDiesWithTurnsReserved(t *testing.T) {
 	})
 }
 
-// A busy process has what an idle one leaves, at once.
-func TestBusyReplicaGetsWhatIdleOnesLeave(t *testing.T) {
+func TestBusyReplicaGetsTheTurnsOfIdleOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fleet := limiters(t, 8, newLimitRedis(time.Millisecond), t.Name(), 40)
-		for i, l := range fleet { // all are busy, one after the other
+		for i, l := range fleet { // one replica after the other is busy
 			start := time.Now()
 			var all sync.WaitGroup
 			for range 80 {
@@ -385,11 +385,11 @@ func TestTwoNamesAreTwoLimits(t *testing.T) {
 			}
 			if name == t.Name()+"2" {
 				require.NoError(t, l.Wait(t.Context()))
-				assert.Less(t, time.Since(start), 1100*time.Millisecond, "it has the full rate")
+				assert.Less(t, time.Since(start), 1100*time.Millisecond, "this name has the full rate")
 			}
 		}
 		all.Wait()
-		assert.InDelta(t, 1+40/(0.95*margin*40), time.Since(start).Seconds(), 0.1, "a pause, and then a little less")
+		assert.InDelta(t, 1+40/(0.95*margin*40), time.Since(start).Seconds(), 0.1, "a pause, and then 0.95 of the rate")
 	})
 }
 
@@ -415,16 +415,16 @@ func TestFirstComeFirstServedInAProcess(t *testing.T) {
 	})
 }
 
-// A caller whose turn comes while its context ends passes the turn on.
+// If a caller's context ends just when its turn comes, the next caller gets the turn.
 func TestNoTurnIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := limiters(t, 1, newLimitRedis(0), t.Name(), 1/margin)[0] // one a second
+		l := limiters(t, 1, newLimitRedis(0), t.Name(), 1/margin)[0] // one turn a second
 		require.NoError(t, l.Wait(t.Context()))
 		var served atomic.Int64
 		start := time.Now()
 		for i := range 200 {
 			ctx, cancel := t.Context(), context.CancelFunc(func() {})
-			if i%2 == 0 { // it leaves just when its turn may come
+			if i%2 == 0 { // its context ends when its turn may come
 				ctx, cancel = context.WithDeadline(t.Context(), start.Add(time.Duration(i/2+1)*time.Second))
 			}
 			go func() {
@@ -436,7 +436,7 @@ func TestNoTurnIsLost(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(100*time.Second + time.Second/2)
-		assert.EqualValues(t, 100, served.Load(), "one a second, also while others leave")
+		assert.EqualValues(t, 100, served.Load(), "one a second, although the contexts of others end")
 	})
 }
 
@@ -462,7 +462,7 @@ func TestUnusedTurnGoesToTheNextCaller(t *testing.T) {
 		time.Sleep(time.Second / 2)
 		start = time.Now()
 		require.NoError(t, l.Wait(t.Context()))
-		assert.Zero(t, time.Since(start), "it is kept until the next turn would be due,")
+		assert.Zero(t, time.Since(start), "the turn can be used until the next turn")
 		l.Unused()
 		time.Sleep(time.Minute)
 		l.Unused()
@@ -471,7 +471,7 @@ func TestUnusedTurnGoesToTheNextCaller(t *testing.T) {
 		start = time.Now()
 		require.NoError(t, l.Wait(t.Context()))
 		require.NoError(t, l.Wait(t.Context()))
-		assert.Equal(t, time.Second, time.Since(start), "and no longer")
+		assert.Equal(t, time.Second, time.Since(start), "the turns can no longer be used")
 	})
 }
 
@@ -500,7 +500,7 @@ func TestA429PausesTheWholeFleet(t *testing.T) {
 	}
 }
 
-// What waits for a reply of Redis when a 429 comes is not used during the pause.
+// Redis has reserved the turn, but its reply arrives after the 429.
 func TestTurnsThatWereReservedBeforeA429AreNotUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := limiters(t, 1, newLimitRedis(100*time.Millisecond), t.Name(), 40)[0]
@@ -528,7 +528,7 @@ func TestEndedContextTakesNoTurn(t *testing.T) {
 	})
 }
 
-// Sources that are made with moovauth.WithLimiter, at two replicas.
+// The sources of two replicas use moovauth.WithLimiter.
 func TestSourcesOfAFleetShareTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perSecond, accounts = 40, 400
@@ -542,6 +542,6 @@ func TestSourcesOfAFleetShareTheLimit(t *testing.T) {
 		together(t, sources)
 		took := time.Since(start)
 		assert.Less(t, took.Seconds(), 1.05*accounts/perSecond)
-		assert.Len(t, server.TokenRequests(), accounts, "none was refused")
+		assert.Len(t, server.TokenRequests(), accounts, "the server refused none")
 	})
 }

@@ -1,8 +1,8 @@
 package rediscache
 
-// This file runs limiters on a real Redis, and takes it away from them. The rate
-// is high, so that a test is short; nothing here depends on how fast the machine
-// is, besides that a second passes before a Redis counts as failed.
+// This file tests limiters on a real Redis, also while that Redis fails. The rate is
+// high, so that the tests are short. They depend on the speed of the machine in only
+// one way: a command that takes over a second counts as failed.
 
 import (
 	"context"
@@ -30,7 +30,7 @@ func TestNewLimiterNamesTheArgumentThatIsWrong(t *testing.T) {
 	}{
 		{nil, "moov", 40, "rediscache: the client is nil"},
 		{client, "", 40, "rediscache: the limiter's name is empty"},
-		{client, "moov", 0, "rediscache: the limiter's perSecond: want a number of requests per second above 0, such as 10; got 0"},
+		{client, "moov", 0, "rediscache: the limiter's perSecond must be a number of requests per second above 0, such as 10; got 0"},
 		{client, "moov", -1, "got -1"},
 		{client, "moov", math.NaN(), "got NaN"},
 		{client, "moov", math.Inf(1), "got +Inf"},
@@ -39,13 +39,13 @@ func TestNewLimiterNamesTheArgumentThatIsWrong(t *testing.T) {
 		require.ErrorContains(t, err, c.want)
 	}
 	_, err := NewLimiter(client, "moov", 0.1)
-	require.NoError(t, err, "no Redis is asked")
+	require.NoError(t, err, "NewLimiter sends no command")
 }
 
 // callers keep a limiter busy until stop is called.
 type callers struct {
 	turns   atomic.Int64
-	longest atomic.Int64 // wait, in ns
+	longest atomic.Int64 // the longest wait, in ns
 	stop    func()
 }
 
@@ -77,14 +77,14 @@ func keepBusy(t *testing.T, l *Limiter, n int) *callers {
 	return c
 }
 
-// more waits for so many more turns.
+// more waits until the callers have got n more turns.
 func (c *callers) more(t *testing.T, n int64) {
 	t.Helper()
 	to := c.turns.Load() + n
 	require.Eventually(t, func() bool { return c.turns.Load() >= to }, soon, tick)
 }
 
-// limiterOn returns a limiter in the Redis at addr.
+// limiterOn returns a limiter that uses the Redis at addr.
 func limiterOn(t *testing.T, addr, name string, perSecond float64) *Limiter {
 	t.Helper()
 	l, err := NewLimiter(connect(t, addr), name, perSecond)
@@ -100,7 +100,7 @@ func TestProcessesShareARate(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 4 {
 		l := limiterOn(t, r.addr, t.Name(), perSecond)
-		for range requests * (1 + 6*max(0, 1-i)) / 10 { // 70 % at the first
+		for range requests * (1 + 6*max(0, 1-i)) / 10 { // 70 % at the first process
 			all.Go(func() { assert.NoError(t, l.Wait(t.Context())) })
 		}
 	}
@@ -111,29 +111,29 @@ func TestProcessesShareARate(t *testing.T) {
 	assert.Empty(t, logged(t, t.Name()))
 }
 
-// Each row is done to a Redis that limiters of three processes use. Nobody fails,
-// and nobody waits for long.
-func TestLimiterOutlivesRedis(t *testing.T) {
+// Each row disturbs a Redis that three limiters use, one for each process. No caller
+// gets an error or waits for long.
+func TestLimiterContinuesWhileRedisFails(t *testing.T) {
 	for name, c := range map[string]struct {
-		break_ func(t *testing.T, r *testRedis)
-		warns  bool
-		real   bool // miniredis cannot
+		disturb func(t *testing.T, r *testRedis)
+		warns   bool
+		real    bool // miniredis cannot do this
 	}{
-		"killed and restarted": {warns: true, break_: func(_ *testing.T, r *testRedis) {
+		"killed and restarted": {warns: true, disturb: func(_ *testing.T, r *testRedis) {
 			r.kill()
 			time.Sleep(5 * time.Second)
 			r.start()
 		}},
-		"FLUSHALL": {break_: func(t *testing.T, r *testRedis) {
+		"FLUSHALL": {disturb: func(t *testing.T, r *testRedis) {
 			require.NoError(t, connect(t, r.addr).FlushAll(t.Context()).Err())
 		}},
-		"SCRIPT FLUSH": {break_: func(t *testing.T, r *testRedis) {
+		"SCRIPT FLUSH": {disturb: func(t *testing.T, r *testRedis) {
 			require.NoError(t, connect(t, r.addr).ScriptFlush(t.Context()).Err())
 		}},
-		"CLIENT PAUSE": {warns: true, real: true, break_: func(t *testing.T, r *testRedis) {
+		"CLIENT PAUSE": {warns: true, real: true, disturb: func(t *testing.T, r *testRedis) {
 			require.NoError(t, connect(t, r.addr).ClientPause(t.Context(), 4*time.Second).Err())
 		}},
-		"CLIENT KILL": {real: true, break_: func(t *testing.T, r *testRedis) {
+		"CLIENT KILL": {real: true, disturb: func(t *testing.T, r *testRedis) {
 			require.NoError(t, connect(t, r.addr).ClientKillByFilter(t.Context(), "TYPE", "normal", "SKIPME", "yes").Err())
 		}},
 	} {
@@ -143,7 +143,7 @@ func TestLimiterOutlivesRedis(t *testing.T) {
 				t.Skip("miniredis cannot do this")
 			}
 			if c.warns && testing.Short() {
-				t.Skip("it takes some seconds")
+				t.Skip("this takes some seconds")
 			}
 			r := startRedis(t)
 			var busy []*callers
@@ -153,14 +153,14 @@ func TestLimiterOutlivesRedis(t *testing.T) {
 			for _, b := range busy {
 				b.more(t, 20)
 			}
-			c.break_(t, r)
+			c.disturb(t, r)
 			for _, b := range busy {
 				b.more(t, 100)
 			}
 			if !c.warns {
 				assert.Empty(t, logged(t, t.Name()))
 			} else {
-				require.Eventually(t, func() bool { return len(logged(t, t.Name())) >= 2*len(busy) }, soon, tick, "all are back")
+				require.Eventually(t, func() bool { return len(logged(t, t.Name())) >= 2*len(busy) }, soon, tick, "all use Redis again")
 			}
 			time.Sleep(200 * time.Millisecond)
 			var longest time.Duration
@@ -176,10 +176,10 @@ func TestLimiterOutlivesRedis(t *testing.T) {
 			}
 			failed, back := 0, 0
 			for _, line := range logged(t, t.Name()) {
-				if strings.HasPrefix(line, "WARN rediscache: Redis failed; this process continues with a limit of its own") {
+				if strings.HasPrefix(line, "WARN rediscache: Redis failed; this process continues with its own limit") {
 					failed++
 				}
-				if strings.HasPrefix(line, "WARN rediscache: Redis is back; the limit is shared again") {
+				if strings.HasPrefix(line, "WARN rediscache: Redis is back; the processes share the limit again") {
 					back++
 				}
 			}
@@ -193,11 +193,11 @@ func TestLimiterOutlivesRedis(t *testing.T) {
 func TestLimiterWithoutARedis(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() }) // connections come about, and nobody answers
+	t.Cleanup(func() { _ = l.Close() }) // clients can connect, but no one replies
 	for name, options := range map[string]redis.Options{
-		"down":                                   {Addr: net.JoinHostPort("127.0.0.1", freePort(t))},
-		"silent":                                 {Addr: l.Addr().String()},
-		"silent, with go-redis heeding contexts": {Addr: l.Addr().String(), ContextTimeoutEnabled: true},
+		"down":                               {Addr: net.JoinHostPort("127.0.0.1", freePort(t))},
+		"silent":                             {Addr: l.Addr().String()},
+		"silent, with ContextTimeoutEnabled": {Addr: l.Addr().String(), ContextTimeoutEnabled: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -217,7 +217,7 @@ func TestLimiterWithoutARedis(t *testing.T) {
 	}
 }
 
-// far is a proxy to addr that is some way off.
+// far returns the address of a proxy to addr. A round trip through it takes trip.
 func far(t *testing.T, addr string, trip time.Duration) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -258,7 +258,7 @@ func TestRedisIsFarAway(t *testing.T) {
 	t.Parallel()
 	addr := far(t, startRedis(t).addr, 100*time.Millisecond)
 	l := limiterOn(t, addr, t.Name(), 40)
-	require.NoError(t, l.Wait(t.Context())) // the connection is there
+	require.NoError(t, l.Wait(t.Context())) // connects
 	start := time.Now()
 	const turns = 80
 	keepBusy(t, l, 50).more(t, turns)
@@ -268,7 +268,7 @@ func TestRedisIsFarAway(t *testing.T) {
 	assert.Empty(t, logged(t, t.Name()))
 }
 
-func TestLimiterHasFewPermissions(t *testing.T) {
+func TestPermissionsThatTheLimiterNeeds(t *testing.T) {
 	if redisBinary == "" {
 		t.Skip("miniredis has no permissions")
 	}
@@ -289,7 +289,7 @@ func TestLimiterHasFewPermissions(t *testing.T) {
 	require.NoError(t, l.Wait(t.Context()))
 	assert.Empty(t, logged(t, "moov"))
 
-	t.Run("each is needed", func(t *testing.T) {
+	t.Run("each command is needed", func(t *testing.T) {
 		for i := range all {
 			require.NoError(t, admin.ScriptFlush(t.Context()).Err())
 			limiter(t, "moov", append(append([]any{}, all[:i]...), all[i+1:]...)...)
@@ -297,7 +297,7 @@ func TestLimiterHasFewPermissions(t *testing.T) {
 			assert.Regexp(t, "NOPERM|can't run this command", logged(t, "moov")[i])
 		}
 	})
-	t.Run("other keys are none of its business", func(t *testing.T) {
+	t.Run("only its own key is allowed", func(t *testing.T) {
 		limiter(t, "other", all...)
 		require.Eventually(t, func() bool { return len(logged(t, "other")) == 1 }, soon, tick)
 	})
@@ -305,7 +305,7 @@ func TestLimiterHasFewPermissions(t *testing.T) {
 
 func TestLimiterInACluster(t *testing.T) {
 	if redisBinary == "" {
-		t.Skip("miniredis is no cluster")
+		t.Skip("miniredis is not a cluster")
 	}
 	t.Parallel()
 	r := startRedis(t, "--cluster-enabled", "yes")
@@ -323,7 +323,8 @@ func TestLimiterInACluster(t *testing.T) {
 	assert.Empty(t, logged(t, t.Name()))
 }
 
-// A replica takes over: the address leads to it, as with a failover by DNS.
+// The client's address leads to the replica after the failover, as with a failover by
+// DNS.
 func TestLimiterKeepsItsStateWhenAReplicaIsPromoted(t *testing.T) {
 	if redisBinary == "" {
 		t.Skip("miniredis has no replicas")
@@ -359,7 +360,7 @@ func TestLimiterKeepsItsStateWhenAReplicaIsPromoted(t *testing.T) {
 
 	other := limiterOn(t, replica.addr, t.Name(), 100)
 	require.NoError(t, other.Wait(t.Context()))
-	assert.Greater(t, time.Since(start), 3900*time.Millisecond, "the pause is known to the new master")
+	assert.Greater(t, time.Since(start), 3900*time.Millisecond, "the new master knows the pause")
 	require.NoError(t, l.Wait(t.Context()))
-	assert.False(t, l.alone)
+	assert.False(t, l.redisDown)
 }

@@ -1,9 +1,9 @@
 package rediscache
 
 // This file is the model behind docs/fleet.md: how many token requests a fleet
-// makes. The page's tables are held against it, and it is held against fleets
-// that run in fake time, on a Redis that is simulated down to how many commands
-// it can take, and against the real processes of fleet_test.go.
+// makes. Tests compare the page's tables with the model, and the model with fleets in
+// fake time. Those use a simulated Redis, which takes time for each command.
+// fleet_test.go compares the model with real processes.
 
 import (
 	"context"
@@ -25,42 +25,45 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// model assumes processes that call the API all the time.
+// model assumes that each process calls the API all the time.
 type model struct {
 	lifetime time.Duration // of a token
 	latency  time.Duration // of a token request
-	command  time.Duration // to Redis and back
+	command  time.Duration // the round trip of a Redis command
 }
 
-// moov is what docs/fleet.md assumes.
+// moov has the numbers that docs/fleet.md assumes.
 var moov = model{lifetime: 15 * time.Minute, latency: 200 * time.Millisecond, command: time.Millisecond}
 
-// refresh is when a process refreshes a token: at a moment between earliest and
-// latest, counted from when the token was asked for, that each draws for itself.
+// refresh returns when a process refreshes a token, counted from the token request.
+// Each process picks a random time between earliest and latest.
 func (m model) refresh() (earliest, latest time.Duration) {
 	usable := m.lifetime - min(5*time.Second, m.lifetime/10)
 	early := min(m.lifetime/5, 5*time.Minute)
 	return usable - early, usable - early + early/10
 }
 
-// alone is token requests per second of n processes without a cache: each
-// refreshes for itself, in the middle between earliest and latest.
-func (m model) alone(n int) float64 {
+// uncached returns the token requests per second of n processes without a cache. Each
+// refreshes its own token, on average halfway between earliest and latest.
+func (m model) uncached(n int) float64 {
 	earliest, latest := m.refresh()
 	return float64(n) / ((earliest + latest) / 2).Seconds()
 }
 
-// period is how long a shared token serves: the first of n moments ends it.
+// period returns the average time between two refreshes of a shared token. The process
+// with the earliest refresh time makes the refresh.
 func (m model) period(n int) time.Duration {
 	earliest, latest := m.refresh()
 	return earliest + (latest-earliest)/time.Duration(n+1)
 }
 
-// shared is alone, of processes that share a cache with a lock.
+// shared returns the token requests per second of n processes that share a cache with
+// a lock.
 func (m model) shared(n int) float64 { return 1 / m.period(n).Seconds() }
 
-// unlocked is shared if the cache has no lock: besides the first, those ask
-// whose moment comes before its token is in the cache.
+// unlocked returns the token requests per second of n processes that share a cache
+// without a lock. Besides the first process, those request a token whose refresh time
+// comes before the new token is in the cache.
 func (m model) unlocked(n int) float64 {
 	earliest, latest := m.refresh()
 	window := m.latency + 2*m.command
@@ -68,12 +71,12 @@ func (m model) unlocked(n int) float64 {
 	return (1 + others) / m.period(n).Seconds()
 }
 
-// commands is what a fleet with a lock asks of Redis per second: each process
-// looks once for each token.
+// commands returns the Redis commands per second of n processes that share a cache
+// with a lock. Each process reads the cache once for each token.
 func (m model) commands(n int) float64 { return float64(n) / m.period(n).Seconds() }
 
-// requests is how many token requests n processes make from their start to the
-// last of so many rollovers.
+// requests returns how many token requests n processes make from their start to the
+// end of the last rollover.
 func (m model) requests(n, rollovers int, cache bool) int {
 	if cache {
 		n = 1
@@ -81,15 +84,15 @@ func (m model) requests(n, rollovers int, cache bool) int {
 	return n * (1 + rollovers)
 }
 
-// simRedis is a Redis in memory that takes one command at a time. It knows the
-// commands of this package alone.
+// simRedis is a Redis in memory that runs one command at a time. It has only the
+// commands that the cache uses.
 type simRedis struct {
 	redis.UniversalClient
-	trip    time.Duration // to it and back
-	service time.Duration // of one command
+	trip    time.Duration // the time of a round trip
+	service time.Duration // the time that one command takes
 
 	mu       sync.Mutex // guards what follows
-	idle     time.Time  // when it has done all that has come
+	idle     time.Time  // when all commands so far are done
 	values   map[string]string
 	expiry   map[string]time.Time
 	commands int
@@ -102,7 +105,7 @@ func newSimRedis() *simRedis {
 	}
 }
 
-// do queues a command, and returns when its reply is here.
+// do queues a command, and returns when the client has the reply.
 func (r *simRedis) do(command func()) {
 	time.Sleep(r.trip / 2)
 	r.mu.Lock()
@@ -141,8 +144,8 @@ func (r *simRedis) Set(_ context.Context, key string, value any, ttl time.Durati
 	return redis.NewStatusResult("OK", nil)
 }
 
-// EvalSha runs redislock's scripts: obtain has a time to live as its third
-// argument, release has one argument.
+// EvalSha does what redislock's scripts do. The script that obtains a lock has three
+// arguments, of which the last is the TTL. The script that releases it has one.
 func (r *simRedis) EvalSha(_ context.Context, _ string, keys []string, args ...any) (cmd *redis.Cmd) {
 	key, holder := keys[0], args[0].(string)
 	r.do(func() {
@@ -161,18 +164,18 @@ func (r *simRedis) EvalSha(_ context.Context, _ string, keys []string, args ...a
 	return cmd
 }
 
-// unlockedCache is a cache without its lock.
+// unlockedCache hides the lock of a cache.
 type unlockedCache struct{ moovauth.Cache }
 
-// run is what a simulated fleet has done.
+// run has the results of a simulated fleet.
 type run struct {
 	requests []moovtest.Request
 	commands int
-	all      time.Duration // until all had their first token
+	all      time.Duration // the time until all had their first token
 }
 
-// simulate runs n sources for a while, with cache "none", "unlocked" or
-// "locked". They start at once, or one after the other over spread.
+// simulate runs n sources for the duration while. kind is their cache: "none",
+// "unlocked" or "locked". The sources start one after the other over spread.
 func simulate(t *testing.T, n int, kind string, spread, while time.Duration) (r run) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -190,7 +193,7 @@ func simulate(t *testing.T, n int, kind string, spread, while time.Duration) (r 
 		begin := time.Now()
 		earliest, _ := moov.refresh()
 		pause := time.Second
-		if kind == "unlocked" { // what comes within 0.2 s counts
+		if kind == "unlocked" { // the calls within 0.2 s count
 			pause /= 10
 		}
 		var mu sync.Mutex
@@ -209,7 +212,7 @@ func simulate(t *testing.T, n int, kind string, spread, while time.Duration) (r 
 						mu.Unlock()
 					}
 					if while > 0 {
-						// It calls on; but nothing comes of it before the refresh.
+						// Calls before the refresh change nothing, so they are left out.
 						age := moov.lifetime - time.Until(token.Expiry)
 						time.Sleep(max(earliest-time.Second-age, 0) + rand.N(pause))
 					}
@@ -217,7 +220,7 @@ func simulate(t *testing.T, n int, kind string, spread, while time.Duration) (r 
 			})
 		}
 		fleet.Wait()
-		time.Sleep(time.Minute) // until what was left behind has ended
+		time.Sleep(time.Minute) // until all background requests have ended
 		sim.mu.Lock()
 		defer sim.mu.Unlock()
 		r.requests, r.commands = server.TokenRequests(), sim.commands
@@ -225,8 +228,7 @@ func simulate(t *testing.T, n int, kind string, spread, while time.Duration) (r 
 	return r
 }
 
-// later counts the requests in the last so many hours of a run, and returns them
-// per second.
+// later returns the token requests per second in the last hours of a run.
 func (r *run) later(hours float64) float64 {
 	end := r.requests[len(r.requests)-1].Time
 	n := 0
@@ -243,10 +245,10 @@ func TestModelAgreesWithFleetsInFakeTime(t *testing.T) {
 	for n, hours := range map[int]float64{10: 40, 1000: 4} {
 		for kind, c := range map[string]struct {
 			want  float64
-			error float64 // that is let pass, as a part of it
+			error float64 // the allowed error, as a part of want
 		}{
-			"none":     {moov.alone(n), 0.1},
-			"unlocked": {moov.unlocked(n), 0.4}, // it hangs on who comes within 0.2 s
+			"none":     {moov.uncached(n), 0.1},
+			"unlocked": {moov.unlocked(n), 0.4}, // varies with how many refresh within 0.2 s
 			"locked":   {moov.shared(n), 0.1},
 		} {
 			t.Run(fmt.Sprint(n, " ", kind), func(t *testing.T) {
@@ -264,7 +266,7 @@ func TestModelAgreesWithFleetsInFakeTime(t *testing.T) {
 	}
 }
 
-// table returns the cells of the table in docs/fleet.md that follows a heading.
+// table returns the cells of the first table in docs/fleet.md below a heading.
 func table(t *testing.T, heading string) (rows [][]string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/fleet.md")
@@ -286,7 +288,7 @@ func table(t *testing.T, heading string) (rows [][]string) {
 	return rows
 }
 
-// number reads a cell: 1,000 is a thousand, and units are left out.
+// number returns the number in a cell such as "1,000" or "0.3 s".
 func number(t *testing.T, cell string) float64 {
 	t.Helper()
 	first, _, _ := strings.Cut(cell, " ")
@@ -295,18 +297,18 @@ func number(t *testing.T, cell string) float64 {
 	return n
 }
 
-func TestPageSaysWhatTheModelYields(t *testing.T) {
+func TestPageHasTheNumbersOfTheModel(t *testing.T) {
 	rows := table(t, "Token requests per second")
 	require.Len(t, rows, 3)
 	for _, row := range rows {
 		n := int(number(t, row[0]))
-		for i, want := range []float64{moov.alone(n), moov.unlocked(n), moov.shared(n), moov.commands(n)} {
+		for i, want := range []float64{moov.uncached(n), moov.unlocked(n), moov.shared(n), moov.commands(n)} {
 			assert.Equal(t, fmt.Sprintf("%.3g", want), strings.ReplaceAll(row[1+i], ",", ""), "%d processes, column %d", n, 1+i)
 		}
 	}
 }
 
-func TestPageSaysWhatAStartAtOnceTakes(t *testing.T) {
+func TestPageHasTheNumbersOfAStartAtOnce(t *testing.T) {
 	t.Parallel()
 	rows := table(t, "A start at once")
 	require.Len(t, rows, 4)
@@ -314,7 +316,7 @@ func TestPageSaysWhatAStartAtOnceTakes(t *testing.T) {
 		n := int(number(t, row[0]))
 		for i, kind := range []string{"none", "unlocked", "locked"} {
 			if n > 1000 && kind != "locked" {
-				assert.EqualValues(t, n, number(t, row[1+i]), "all ask, as fewer do")
+				assert.EqualValues(t, n, number(t, row[1+i]), "each process requests a token, as in smaller fleets")
 				continue
 			}
 			r := simulate(t, n, kind, 0, 0)
@@ -322,7 +324,7 @@ func TestPageSaysWhatAStartAtOnceTakes(t *testing.T) {
 			if kind == "locked" {
 				assert.InEpsilon(t, number(t, row[4]), r.all.Seconds(), 0.4, "%d processes", n)
 				assert.InEpsilon(t, number(t, row[5]), r.commands, 0.25, "%d processes", n)
-				t.Logf("%d processes: %d token requests, all have it after %v, %d commands", n, len(r.requests), r.all.Round(time.Millisecond), r.commands)
+				t.Logf("%d processes: %d token requests, all have the token after %v, %d commands", n, len(r.requests), r.all.Round(time.Millisecond), r.commands)
 			}
 		}
 	}

@@ -1,7 +1,7 @@
 package rediscache
 
-// This file takes Redis away: no call for a token fails, and none waits for
-// longer than moovauth lets a cache cost.
+// This file tests what happens if Redis is down: no call of Token fails, and none
+// waits longer than moovauth allows for the cache.
 
 import (
 	"bytes"
@@ -21,14 +21,14 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// bound is what a caller may wait: 2 s, and what a busy machine adds. It is
-// moovauth's own tests that hold it to the 2 s.
+// bound is the longest that a caller may wait: 2 s, and more on a busy machine.
+// The tests of package moovauth check the 2 s exactly.
 const bound = 5 * time.Second
 
 func TestRedisThatIsNotThere(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() }) // connections come about, and nobody answers
+	t.Cleanup(func() { _ = l.Close() }) // clients can connect, but no one replies
 
 	for _, c := range []struct {
 		name, addr string
@@ -36,7 +36,7 @@ func TestRedisThatIsNotThere(t *testing.T) {
 	}{
 		{"down", net.JoinHostPort("127.0.0.1", freePort(t)), redis.Options{}},
 		{"silent", l.Addr().String(), redis.Options{}},
-		{"silent, with go-redis heeding contexts", l.Addr().String(), redis.Options{ContextTimeoutEnabled: true}},
+		{"silent, with ContextTimeoutEnabled", l.Addr().String(), redis.Options{ContextTimeoutEnabled: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -54,12 +54,12 @@ func TestRedisThatIsNotThere(t *testing.T) {
 			took := time.Since(start)
 			require.NoError(t, err)
 			limit := bound
-			if !c.opts.ContextTimeoutEnabled { // go-redis ends a command by its own timeouts only
+			if !c.opts.ContextTimeoutEnabled { // a command ends only with go-redis's own timeouts
 				limit *= 2
 			}
 			assert.Less(t, took, limit)
 			t.Logf("the first token took %v", took.Round(time.Millisecond))
-			require.ErrorContains(t, source.Revoke(t.Context()), "the cache's lock could not be obtained", "what Redis holds may live on")
+			require.ErrorContains(t, source.Revoke(t.Context()), "the cache's lock could not be obtained", "the token in Redis may still be alive")
 			assert.False(t, server.Alive(token.AccessToken))
 			assert.Len(t, server.TokenRequests(), 1)
 			assert.Contains(t, log.String(), "the cache failed; continuing without it")
@@ -70,12 +70,12 @@ func TestRedisThatIsNotThere(t *testing.T) {
 func TestRedisGoesDownAndComesBack(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
-	server := moovtest.NewServer(moovtest.WithLifetime(2 * time.Second)) // refreshed after 1.4 s
+	server := moovtest.NewServer(moovtest.WithLifetime(2 * time.Second)) // sources refresh after 1.4 s
 	defer server.Close()
 	const n = 5
 	var sources []*moovauth.TokenSource
 	for range n {
-		cache := cacheOn(t, r.addr) // a client each, as in a process each
+		cache := cacheOn(t, r.addr) // each has its own client, as in its own process
 		sources = append(sources, sourcesOf(t, server, 1, moovauth.WithCache(cache))...)
 	}
 
@@ -101,33 +101,33 @@ func TestRedisGoesDownAndComesBack(t *testing.T) {
 			}
 		})
 	}
-	// grown waits for more token requests, and returns how many there are.
+	// grown waits for by more token requests, and returns how many there are.
 	grown := func(from, by int) int {
 		require.Eventually(t, func() bool { return len(server.TokenRequests()) >= from+by }, soon, tick)
 		return len(server.TokenRequests())
 	}
 
 	up := grown(0, 2)
-	assert.LessOrEqual(t, up, 3, "one for each token")
+	assert.LessOrEqual(t, up, 3, "one request for each token")
 	r.kill()
 	t.Log("Redis was killed after", up, "token requests")
 	down := grown(up, 2*n)
 	r.start()
-	t.Log("it came back, empty, after", down)
-	// The first rollover may still be everyone's own; then tokens are shared
-	// again: all sources have the same one.
+	t.Log("Redis was back, and empty, after", down)
+	// Each source may still request the first token itself. After that the sources
+	// share tokens again.
 	require.Eventually(t, func() bool { return len(distinct(t, sources)) == 1 }, soon, tick)
 	shared := len(server.TokenRequests())
 	last := grown(shared, 2)
-	assert.LessOrEqual(t, last, shared+3, "one for each token")
+	assert.LessOrEqual(t, last, shared+3, "one request for each token")
 	stop()
 	callers.Wait()
-	t.Logf("tokens were shared again after %d; %d calls, none failed, the longest took %v",
+	t.Logf("sources shared tokens again after %d token requests; of %d calls none failed, and the longest took %v",
 		shared, calls.Load(), time.Duration(longest.Load()).Round(time.Millisecond))
 	assert.Less(t, time.Duration(longest.Load()), bound)
 }
 
-// distinct is what tokens the sources have.
+// distinct returns the set of the sources' tokens.
 func distinct(t *testing.T, sources []*moovauth.TokenSource) map[string]bool {
 	t.Helper()
 	tokens := make(map[string]bool)

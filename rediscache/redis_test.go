@@ -1,7 +1,7 @@
 package rediscache
 
-// This file is the Redis that the tests run against: a redis-server of their
-// own if the machine has one, else miniredis in this process.
+// This file provides the Redis for the tests. If the machine has a redis-server, each
+// test starts its own. Otherwise the tests use miniredis in this process.
 
 import (
 	"context"
@@ -24,11 +24,11 @@ import (
 )
 
 const (
-	soon = 30 * time.Second      // for what must come
-	tick = 10 * time.Millisecond // between two looks
+	soon = 30 * time.Second      // how long a test waits for a condition
+	tick = 10 * time.Millisecond // how often it checks the condition
 )
 
-// redisBinary is "" if there is none.
+// redisBinary is the path of redis-server, or "" if the machine has none.
 var redisBinary = func() string {
 	path, _ := exec.LookPath("redis-server")
 	return path
@@ -42,25 +42,25 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	redis.SetLogger(new(logging.VoidLogger)) // else it says of each dial that a Redis is down
+	redis.SetLogger(new(logging.VoidLogger)) // without this it logs each failed connection
 	slog.SetDefault(slog.New(&limiterLog))
 	if redisBinary == "" {
-		fmt.Println("there is no redis-server: miniredis serves")
+		fmt.Println("the tests use miniredis, since there is no redis-server")
 	} else {
 		version, _ := exec.Command(redisBinary, "--version").Output()
-		fmt.Printf("%s serves: %s", redisBinary, version)
+		fmt.Printf("the tests use %s: %s", redisBinary, version)
 	}
 	os.Exit(m.Run())
 }
 
-// testRedis is a Redis without persistence: what is killed has forgotten all.
+// testRedis is a Redis without persistence: it is empty when it starts again.
 type testRedis struct {
 	addr  string
 	start func()
 	kill  func()
 }
 
-// startRedis starts a Redis on a loopback port. It ends with the test.
+// startRedis starts a Redis on a loopback port, and stops it after the test.
 func startRedis(t *testing.T, args ...string) *testRedis {
 	t.Helper()
 	var r *testRedis
@@ -115,7 +115,7 @@ func miniRedis(t *testing.T) *testRedis {
 		require.NoError(t, server.Restart())
 	}
 	r.kill = server.Close
-	go func() { // its keys do not age by themselves
+	go func() { // miniredis expires keys only when it is told that time has passed
 		ticker := time.NewTicker(tick)
 		defer ticker.Stop()
 		for last := time.Now(); ; {
@@ -131,8 +131,8 @@ func miniRedis(t *testing.T) *testRedis {
 	return r
 }
 
-// freePort finds a port below those that outgoing connections take, so that
-// a Redis that was killed finds its port free when it comes back.
+// freePort returns a free port below the range of outgoing connections, so that the
+// port is still free when a Redis that was killed starts again.
 func freePort(t *testing.T) string {
 	t.Helper()
 	for range 100 {
@@ -146,7 +146,7 @@ func freePort(t *testing.T) string {
 	return ""
 }
 
-// connect returns a client that is closed with the test.
+// connect returns a client, and closes it after the test.
 func connect(t *testing.T, addr string) *redis.Client {
 	t.Helper()
 	client := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
@@ -154,7 +154,7 @@ func connect(t *testing.T, addr string) *redis.Client {
 	return client
 }
 
-// cacheOn returns a cache in the Redis at addr.
+// cacheOn returns a cache that uses the Redis at addr.
 func cacheOn(t *testing.T, addr string, opts ...Option) *Cache {
 	t.Helper()
 	cache, err := New(connect(t, addr), opts...)
@@ -162,7 +162,7 @@ func cacheOn(t *testing.T, addr string, opts ...Option) *Cache {
 	return cache
 }
 
-// limiterLog is what limiters have logged, by their keys.
+// limiterLog has the log records of the limiters, by their keys.
 var limiterLog logByKey
 
 type logByKey struct {
@@ -191,8 +191,8 @@ func (l *logByKey) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// logged is what limiters of this name have logged. It is forgotten at the end of
-// the test.
+// logged returns what the limiters of this name have logged. The records are deleted
+// after the test.
 func logged(t *testing.T, name string) []string {
 	t.Cleanup(func() {
 		limiterLog.mu.Lock()

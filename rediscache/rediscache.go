@@ -1,4 +1,4 @@
-// Package rediscache keeps the tokens of package moovauth in Redis, where a
+// Package rediscache stores the tokens of package moovauth in Redis, so that a
 // fleet of processes shares them:
 //
 //	cache, err := rediscache.New(redis.NewClient(&redis.Options{Addr: "localhost:6379"}))
@@ -8,13 +8,15 @@
 //	source, err := moovauth.NewTokenSource(creds,
 //		moovauth.WithScopes("/ping.read"), moovauth.WithCache(cache))
 //
-// [NewLimiter] makes the fleet share a rate limit, too.
+// A fleet can also share a rate limit: see [NewLimiter].
 //
-// It is a module of its own: programs that do not use Redis do not depend on it.
+// The package is a module of its own, so programs that do not use Redis do not
+// depend on go-redis.
 package rediscache
 
-// This file is the whole cache. Entries are plain string keys, and the lock is
-// redislock's. What an entry holds, and when it is read or locked, is moovauth's.
+// This file is the cache. An entry is a plain string key, and package redislock
+// provides the lock. Package moovauth decides what an entry holds and when it is
+// read or locked.
 
 import (
 	"context"
@@ -31,13 +33,13 @@ import (
 )
 
 const (
-	defaultTTL     = 30 * 24 * time.Hour // moovauth keeps no token for longer
+	defaultTTL     = 30 * 24 * time.Hour // moovauth keeps no token longer
 	defaultLockTTL = 10 * time.Second
 
-	maxEntry = 1 << 20     // bytes that Get reads: the longest entry of moovauth
-	patience = time.Second // for one command of Lock or unlock, which ignore the end of their caller's context
+	maxEntry = 1 << 20     // bytes that Get reads; moovauth's entries are not longer
+	patience = time.Second // for one command that does not end with its caller's context
 
-	firstPoll = 10 * time.Millisecond // doubled with each look at a lock that is held
+	firstPoll = 10 * time.Millisecond // doubles with each attempt to get a lock that is held
 	maxPoll   = 50 * time.Millisecond
 )
 
@@ -51,15 +53,15 @@ var errNoClient = errors.New("rediscache: the client is nil: make one with redis
 // Cache is a [moovauth.Cache] and [moovauth.Locker] in Redis. Make one with
 // [New]. It is safe for concurrent use, and any number of sources may share it.
 //
-// Its errors are go-redis's, with "rediscache: " before them. A
-// [moovauth.TokenSource] logs them and goes on without the cache.
+// Its methods return the errors of go-redis, prefixed with "rediscache: ". A
+// [moovauth.TokenSource] logs these errors and continues without the cache.
 //
-// The user that the client logs in as needs the commands GETRANGE, SET and DEL
-// on the keys that begin with [WithPrefix] and "moovauth-". The lock is a Lua
-// script, which needs EVAL, EVALSHA and GET too. If scripts are not allowed, each
-// grant logs a warning. Tokens are still shared, but processes that need one at
-// the same time each ask for it, with client credentials: without the lock no
-// process sends a refresh token that it found in Redis.
+// The client's Redis user needs the commands GETRANGE, SET and DEL on the keys
+// that start with the prefix of [WithPrefix] and "moovauth-". The lock is a Lua
+// script, which also needs EVAL, EVALSHA and GET. If the user may not run scripts,
+// each attempt to obtain a token logs a warning. Processes still share tokens, but
+// those that need one at the same time each request one with client credentials:
+// without the lock, no process sends a refresh token that it found in Redis.
 type Cache struct {
 	client  redis.UniversalClient
 	locks   *redislock.Client
@@ -68,13 +70,14 @@ type Cache struct {
 	lockTTL time.Duration
 }
 
-// An Option configures [New]. If one is given twice, the last counts.
+// An Option configures [New]. If an option is given twice, the last one applies.
 type Option func(*Cache) error
 
-// WithPrefix puts prefix before every key. Default: none. Without it, a key is
-// "moovauth-" and 64 hexadecimal digits. They are derived from the client secret,
-// and differ by client secret, base URL, client ID, scopes, and the version of the
-// format. So two secrets, or two versions of moovauth, live side by side.
+// WithPrefix puts prefix before every key. Default: no prefix.
+//
+// A key is "moovauth-" and 64 hexadecimal digits, which are derived from the client
+// secret, the base URL, the client ID, the scopes, and the version of the format.
+// So the entries of two secrets, or of two versions of moovauth, do not collide.
 func WithPrefix(prefix string) Option {
 	return func(c *Cache) error {
 		c.prefix = prefix
@@ -82,9 +85,10 @@ func WithPrefix(prefix string) Option {
 	}
 }
 
-// WithTTL sets how long an entry stays after it was last written; each new token
-// writes it. An entry that is gone early costs a token request. At least 1 ms.
-// Default: 30 days, the longest that moovauth keeps a token.
+// WithTTL sets how long Redis keeps an entry after it was last written. Each new
+// token is written to the entry. If an entry expires before its token does, the next
+// process that needs the token requests another. The minimum is 1 ms. Default: 30
+// days, which is the longest that moovauth keeps a token.
 func WithTTL(d time.Duration) Option {
 	return func(c *Cache) error {
 		c.ttl = d
@@ -92,9 +96,9 @@ func WithTTL(d time.Duration) Option {
 	}
 }
 
-// WithLockTTL sets how long the lock of a holder that has died stays. A holder
-// that takes longer loses its lock, which costs a token request: see [Cache.Lock].
-// At least 1 ms. Default: 10 s.
+// WithLockTTL sets how long Redis keeps the lock of a process that died while it
+// held the lock. A process that holds the lock for longer loses it, which costs a
+// token request: see [Cache.Lock]. The minimum is 1 ms. Default: 10 s.
 func WithLockTTL(d time.Duration) Option {
 	return func(c *Cache) error {
 		c.lockTTL = d
@@ -102,7 +106,7 @@ func WithLockTTL(d time.Duration) Option {
 	}
 }
 
-// check refuses a time to live that Redis cannot count.
+// check returns an error if d is too short: Redis counts a TTL in milliseconds.
 func check(option string, d time.Duration) error {
 	if d < time.Millisecond {
 		return fmt.Errorf("%s: %v is less than a millisecond", option, d)
@@ -110,16 +114,18 @@ func check(option string, d time.Duration) error {
 	return nil
 }
 
-// New makes a cache in the Redis that client is connected to: a *redis.Client,
-// a *redis.ClusterClient, or what redis.NewUniversalClient returns. The caller
-// closes client, after the last use of the cache. New sends nothing: a Redis
-// that is down is no error. Its error names the argument to change.
+// New returns a cache in the Redis server that client connects to. The client is a
+// *redis.Client, a *redis.ClusterClient, or the result of redis.NewUniversalClient.
+// The caller closes client after the last use of the cache. New sends no command,
+// so it does not return an error if Redis is down. An error from New names the
+// argument to change.
 //
-// A Redis that is down or silent costs a source up to 2 s in each grant. Two of
-// the client's options help. With DialerRetries: 1, a Redis that refuses
-// connections costs less than half a second. With ContextTimeoutEnabled, a Redis
-// that is silent holds a connection no longer than the source waits; without it,
-// go-redis's default, for as long as the client's own timeouts say.
+// If Redis is down or does not reply, a source waits up to 2 s each time that it
+// obtains a token. Two options of the client help. With DialerRetries: 1, a source
+// waits less than half a second if Redis refuses connections. With
+// ContextTimeoutEnabled, a command that gets no reply ends when the source stops
+// waiting. Without it, which is go-redis's default, the command ends with the
+// client's own timeouts.
 func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	if client == nil {
 		return nil, errNoClient
@@ -136,12 +142,12 @@ func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	return c, nil
 }
 
-// Get returns the entry. If there is none, its error is [fs.ErrNotExist]. It
-// reads 1 MiB at most: a longer entry is not moovauth's.
+// Get returns the entry for key. If there is none, the error is [fs.ErrNotExist].
+// Get reads at most 1 MiB, since moovauth writes no longer entry.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	data, err := c.client.GetRange(ctx, c.prefix+key, 0, maxEntry-1).Bytes()
 	if err == nil && len(data) == 0 {
-		err = fs.ErrNotExist // GETRANGE of an absent key is empty
+		err = fs.ErrNotExist // GETRANGE returns an empty string if there is no such key
 	}
 	if err != nil {
 		return nil, wrap(err)
@@ -149,28 +155,30 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	return data, nil
 }
 
-// Put writes the entry, for as long as [WithTTL] says.
+// Put writes the entry for key. Redis removes it after the time of [WithTTL].
 func (c *Cache) Put(ctx context.Context, key string, data []byte) error {
 	return wrap(c.client.Set(ctx, c.prefix+key, data, c.ttl).Err())
 }
 
-// Delete removes the entry, if there is one.
+// Delete removes the entry for key, if there is one.
 func (c *Cache) Delete(ctx context.Context, key string) error {
 	return wrap(c.client.Del(ctx, c.prefix+key).Err())
 }
 
-// Lock waits for the lock on key as long as ctx lets it; its error then is
-// ctx's. It tries every 5 to 10 ms at first, every 25 to 50 ms later. The lock of
-// a holder that has died becomes free after [WithLockTTL]. If ctx ends during a
-// command, Lock waits for the reply, so that Redis keeps no lock that nobody has.
+// Lock waits for the lock on key until ctx ends, and then returns the error of ctx.
+// It tries every 5 to 10 ms at first, and every 25 to 50 ms later. If a process dies
+// while it holds the lock, the lock becomes free after the time of [WithLockTTL]. If
+// ctx ends during a command, Lock waits for the reply, so that no lock stays in
+// Redis without a holder.
 //
-// The lock can be lost: once its time to live is over, or after a failover to a
-// replica that did not know of it, two processes may have it at once. That costs
-// a token request with client credentials, and no dead token: a holder marks the
-// entry as sent before it sends the refresh token that is in it, and no process
-// sends a refresh token that is marked. The exception is a holder that is stopped
-// between reading the entry and marking it, two commands in a row, for longer
-// than [WithLockTTL]; or a failover that loses the mark.
+// Two processes may hold the lock at the same time: after the first has held it for
+// longer than [WithLockTTL], or after a failover to a replica that does not have the
+// lock. That costs a token request with client credentials, but no process gets a
+// dead token: a process marks the entry as sent before it sends the entry's refresh
+// token, and no process sends a refresh token that is marked. A refresh token can be
+// sent twice in two cases: a process stops for longer than [WithLockTTL] between
+// reading and marking the entry, which are two commands in a row; or a failover loses
+// the mark.
 func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	for wait := firstPoll; ; wait = min(2*wait, maxPoll) {
 		if ctx.Err() != nil {
@@ -184,21 +192,21 @@ func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error)
 			return nil, wrap(err)
 		}
 		select {
-		case <-time.After(wait/2 + rand.N(wait/2)): // jitter, so that waiters do not come in step
+		case <-time.After(wait/2 + rand.N(wait/2)): // jitter, so that processes do not try all at once
 		case <-ctx.Done():
 		}
 	}
 }
 
-// obtain tries once. The lock's key begins with the entry's, so that permissions
-// and hash tags cover both.
+// obtain tries to get the lock once. The lock's key starts with the entry's key, so
+// that permissions and hash tags apply to both.
 func (c *Cache) obtain(ctx context.Context, key string) (*redislock.Lock, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	return c.locks.Obtain(ctx, c.prefix+key+":lock", c.lockTTL, nil)
 }
 
-// release frees a lock. If that fails, the lock ends with its time to live.
+// release frees a lock. If that fails, the lock expires after its TTL.
 func release(ctx context.Context, lock *redislock.Lock) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()

@@ -1,7 +1,7 @@
 package rediscache
 
-// This file holds the cache against its contract: entries, the lock, options,
-// permissions.
+// This file tests what the documentation of Cache says about entries, the lock and
+// the options.
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ func TestEntries(t *testing.T) {
 
 	_, err := cache.Get(t.Context(), "a")
 	require.ErrorIs(t, err, fs.ErrNotExist)
-	require.NoError(t, cache.Delete(t.Context(), "a"), "nothing to delete is no error")
+	require.NoError(t, cache.Delete(t.Context(), "a"), "deleting nothing is not an error")
 
 	for _, want := range []string{"first", "second, which is longer", "\x00\xff\r\n"} {
 		require.NoError(t, cache.Put(t.Context(), "a", []byte(want)))
@@ -40,7 +40,7 @@ func TestEntries(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-func TestEntryGoesAfterItsTTL(t *testing.T) {
+func TestEntryExpiresAfterItsTTL(t *testing.T) {
 	r := startRedis(t)
 	cache := cacheOn(t, r.addr, WithTTL(50*time.Millisecond))
 	require.NoError(t, cache.Put(t.Context(), "a", []byte("x")))
@@ -50,7 +50,7 @@ func TestEntryGoesAfterItsTTL(t *testing.T) {
 	}, soon, tick)
 }
 
-func TestGetReadsABoundedAmount(t *testing.T) {
+func TestGetReadsAtMostOneMiB(t *testing.T) {
 	r := startRedis(t)
 	cache := cacheOn(t, r.addr)
 	require.NoError(t, connect(t, r.addr).Set(t.Context(), "a", bytes.Repeat([]byte("x"), 3<<20), 0).Err())
@@ -59,7 +59,7 @@ func TestGetReadsABoundedAmount(t *testing.T) {
 	assert.Len(t, data, 1<<20)
 }
 
-func TestWhatIsNoEntryIsAnError(t *testing.T) {
+func TestKeyThatIsNotAStringIsAnError(t *testing.T) {
 	r := startRedis(t)
 	cache := cacheOn(t, r.addr)
 	require.NoError(t, connect(t, r.addr).RPush(t.Context(), "a", "x").Err())
@@ -78,7 +78,7 @@ func TestOneHolderAtATime(t *testing.T) {
 			if err == nil {
 				held.Add(1)
 				assert.Equal(t, int32(1), inside.Add(1))
-				_, err = caches[i%2].Get(t.Context(), "a") // the lock is not the entry
+				_, err = caches[i%2].Get(t.Context(), "a") // the lock has another key than the entry
 				assert.ErrorIs(t, err, fs.ErrNotExist)
 				inside.Add(-1)
 				unlock()
@@ -91,7 +91,7 @@ func TestOneHolderAtATime(t *testing.T) {
 		require.NoError(t, <-done)
 	}
 	assert.Equal(t, int32(20), held.Load())
-	assert.Empty(t, connect(t, r.addr).Keys(t.Context(), "*").Val(), "nothing is left")
+	assert.Empty(t, connect(t, r.addr).Keys(t.Context(), "*").Val(), "no key is left")
 }
 
 func TestLockEndsWithItsContext(t *testing.T) {
@@ -134,7 +134,7 @@ func TestLockHasATimeToLive(t *testing.T) {
 	assert.Greater(t, left, 5*time.Second)
 }
 
-func TestHolderThatWasTooSlowFreesNobodyElsesLock(t *testing.T) {
+func TestHolderThatIsTooSlowDoesNotReleaseTheNextHoldersLock(t *testing.T) {
 	r := startRedis(t)
 	slow, err := cacheOn(t, r.addr, WithLockTTL(20*time.Millisecond)).Lock(t.Context(), "a")
 	require.NoError(t, err)
@@ -146,9 +146,9 @@ func TestHolderThatWasTooSlowFreesNobodyElsesLock(t *testing.T) {
 	assert.Empty(t, connect(t, r.addr).Keys(t.Context(), "*").Val())
 }
 
-// A caller that leaves while Redis is giving it the lock must not leave the lock
-// behind: it gets it, and can give it back.
-func TestLockUnderWayIsSeenThrough(t *testing.T) {
+// A caller's context ends while Redis gives it the lock. The lock must not stay in
+// Redis, so the caller gets it and can release it.
+func TestLockIsReturnedIfTheContextEndsDuringTheCommand(t *testing.T) {
 	r := startRedis(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -187,6 +187,6 @@ func TestNewNamesWhatToChange(t *testing.T) {
 		})
 	}
 	cache, err := New(client, WithTTL(0), WithTTL(time.Hour))
-	require.ErrorContains(t, err, "WithTTL", "a wrong option is not hidden by a later one")
+	require.ErrorContains(t, err, "WithTTL", "a later option does not hide the error of an earlier one")
 	assert.Nil(t, cache)
 }

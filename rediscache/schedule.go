@@ -1,11 +1,13 @@
 package rediscache
 
-// This file decides when a turn is: once as a Lua script, for all processes that
-// share a limit, and once in Go, for a process that cannot reach Redis. Both do
-// the same. Who waits for a turn, and what happens if Redis fails, is limiter.go's.
+// This file decides when the turns are. It does so twice, with the same result: in a
+// Lua script for all processes that share a limit, and in Go for a process that
+// cannot reach Redis. limiter.go has the callers that wait for a turn, and handles
+// the failures of Redis.
 //
-// It is the generic cell rate algorithm: the state is the time of the next free
-// turn. A 429 from the server adds a pause and a lower rate, which rises again.
+// The algorithm is the generic cell rate algorithm, whose state is the time of the
+// next free turn. In addition, a 429 from the server causes a pause, and a lower rate
+// that rises again later.
 
 import (
 	"math"
@@ -15,21 +17,21 @@ import (
 )
 
 const (
-	ahead     = 500 * time.Millisecond // turns further away are reserved one at a time
-	episode   = 250 * time.Millisecond // after a pause: a 429 by then belongs to the same overload
-	quietMin  = 30 * time.Second       // without a 429, before the rate rises
-	quietMost = 5 * time.Minute
-	leastRate = 0.02 // of the full rate
-	onceMore  = 0.95 // of the rate before: what a 429 leaves
-	rise      = 1.05 // each second
+	ahead     = 500 * time.Millisecond // turns further in the future are reserved one at a time
+	episode   = 250 * time.Millisecond // a 429 this soon after a pause belongs to the same overload
+	quietMin  = 30 * time.Second       // the time without a 429 before the rate rises
+	quietMost = 5 * time.Minute        // the longest such time
+	leastRate = 0.02                   // the lowest rate, as a part of the full rate
+	onceMore  = 0.95                   // a 429 multiplies the rate by this
+	rise      = 1.05                   // each second of the rise multiplies the rate by this
 
-	stateTTL = 2 * time.Hour // longer than a pause, quietMost and the rise together
+	stateTTL = 2 * time.Hour // longer than the longest pause, quietMost and the rise together
 )
 
-// script is step in Redis, on Redis's clock. KEYS[1] holds the state: the fields
-// of schedule, in microseconds. ARGV is what step takes, besides the time. The
-// reply is relative to the time of the script, so that it does not matter what a
-// process's own clock says.
+// script does in Redis what step does, on Redis's clock. KEYS[1] holds the state: the
+// time of the last call and the fields of schedule, with times in microseconds. ARGV
+// has the parameters of step except the time. The reply is relative to the time of
+// the script, so the clocks of the processes do not matter.
 var script = redis.NewScript(`
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -43,7 +45,7 @@ end
 if #state == 6 then
   clock, free, held, share, quiet, least = unpack(state)
 end
-if clock > now then -- another server is the master now, and its clock is behind
+if clock > now then -- a failover: the clock of the new master is behind
   free, held = free - (clock - now), held - (clock - now)
 end
 
@@ -78,31 +80,32 @@ redis.call('SET', KEYS[1], string.format('%.17g %.17g %.17g %.17g %.17g %.17g', 
 return {n, math.ceil(delay), math.ceil(interval)}
 `)
 
-// schedule is the state of a limit. Times are microseconds on any one clock.
+// schedule is the state of a limit. Times are in microseconds, all on the same clock.
 type schedule struct {
-	free  float64 // the next turn that nobody has; in the past if there was no demand
-	held  float64 // no turn is earlier, since a 429 asked for that
-	share float64 // of the full rate, after the last 429; it rises once held is over by quiet
-	quiet float64
-	least float64 // share does not fall below it while 429s follow each other
+	free  float64 // the next turn that is not reserved; in the past if there was no demand
+	held  float64 // the end of the pause after a 429: no turn is earlier
+	share float64 // the part of the full rate after the last 429
+	quiet float64 // the rate starts to rise this long after held
+	least float64 // share does not fall below this during an overload
 }
 
 func newSchedule() schedule { return schedule{share: 1, quiet: micros(quietMin)} }
 
-// reservation is n turns: the first after delay, the others an interval apart.
+// reservation is n turns. The first is after delay, and each following one interval
+// later.
 type reservation struct {
 	n               int
 	delay, interval time.Duration
 }
 
-// step takes note of so many 429s, which ask for pause, and reserves up to want
-// turns, but at least one if any is wanted.
+// step applies the given number of 429s, whose longest Retry-After is pause. Then it
+// reserves up to want turns, and at least one if want is above 0.
 func (s *schedule) step(now, perSecond float64, want, refusals int, pause time.Duration) reservation {
 	for range refusals {
 		before := s.current(now)
 		if now >= s.held+micros(episode) {
 			least := 0.5
-			if before == s.share && s.share < 1 { // the rate was cut a moment ago: what the server takes is near
+			if before == s.share && s.share < 1 { // the rate is still low after the last 429, so it is close to what the server takes
 				least = 0.9
 			}
 			s.least = max(leastRate, least*before)
@@ -127,7 +130,7 @@ func (s *schedule) step(now, perSecond float64, want, refusals int, pause time.D
 	return r
 }
 
-// current is the part of the full rate that applies now.
+// current returns the part of the full rate that applies now.
 func (s *schedule) current(now float64) float64 {
 	rising := now - s.held - s.quiet
 	if s.share == 1 || rising < 0 {

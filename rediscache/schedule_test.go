@@ -1,7 +1,7 @@
 package rediscache
 
-// This file holds the script against step, with random steps on a clock that the
-// test sets.
+// This file compares the script with step, in random steps on a clock that the test
+// sets.
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// scriptSource is what script runs.
+// scriptSource returns the source of script.
 func scriptSource(t *testing.T) string {
 	t.Helper()
 	var spy spyScripter
@@ -50,7 +50,7 @@ func TestScriptDoesWhatStepDoes(t *testing.T) {
 			if random.IntN(8) == 0 {
 				refusals, pause = 1+random.IntN(12), time.Duration(random.Int64N(2e6))*time.Microsecond
 			}
-			if random.IntN(40) == 0 { // another master, whose clock is behind: all moves with it
+			if random.IntN(40) == 0 { // a failover to a master whose clock is behind: the state moves with it
 				back := random.Int64N(7200e6)
 				now -= back
 				model.free -= float64(back)
@@ -76,10 +76,10 @@ func TestStateIsOneKeyThatExpires(t *testing.T) {
 	require.Equal(t, []string{"moovauth-limit-moov"}, client.Keys(t.Context(), "*").Val())
 	assert.InDelta(t, stateTTL, client.PTTL(t.Context(), "moovauth-limit-moov").Val(), float64(time.Minute))
 
-	// What is no state counts as none.
+	// A value that is not a state counts as no state.
 	require.NoError(t, client.Set(t.Context(), "moovauth-limit-moov", "1 2 x", 0).Err())
 	require.NoError(t, l.Wait(t.Context()))
-	assert.False(t, l.alone)
+	assert.False(t, l.redisDown)
 }
 
 func TestRateAfter429s(t *testing.T) {
@@ -92,10 +92,10 @@ func TestRateAfter429s(t *testing.T) {
 	r := s.step(now, 40, 1, 0, 0)
 	assert.Equal(t, time.Second, r.delay, "the pause")
 	s.step(now+second, 40, 0, 30, time.Second)
-	assert.Equal(t, 0.5, s.current(now+second), "half at most, since they follow each other")
+	assert.Equal(t, 0.5, s.current(now+second), "one overload lowers the rate by half at most")
 	now += 2 * second // the pause is over
 	s.step(now+second, 40, 0, 30, time.Second)
-	assert.Equal(t, 0.45, s.current(now), "another overload: a tenth at most")
+	assert.Equal(t, 0.45, s.current(now), "the next overload lowers it by a tenth at most")
 	now += 2 * second
 
 	assert.Equal(t, 0.45, s.current(now+micros(quietMin)-1))
@@ -105,11 +105,11 @@ func TestRateAfter429s(t *testing.T) {
 
 	now += micros(quietMin)
 	for _, quiet := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute, quietMost, quietMost} {
-		s.step(now, 40, 0, 1, 0) // while it rises
+		s.step(now, 40, 0, 1, 0) // while the rate rises
 		assert.Equal(t, micros(quiet), s.quiet)
 		now += s.quiet
 	}
-	now += 100 * second // it is back
+	now += 100 * second // the full rate is back
 	require.Equal(t, 1.0, s.current(now))
 	s.step(now, 40, 0, 1, 0)
 	assert.Equal(t, micros(quietMin), s.quiet)
@@ -130,7 +130,7 @@ func TestOnlyTurnsThatAreNearAreReservedTogether(t *testing.T) {
 	assert.Equal(t, []int{8, 8, 4, 1, 1, 1}, got, "20 turns are 500 ms")
 }
 
-// spyScripter notes the source of a script.
+// spyScripter records the source of a script.
 type spyScripter struct {
 	redis.Scripter
 	source string

@@ -1,7 +1,7 @@
 package rediscache
 
-// This file looks at what lies in Redis, and goes there, and at what one who
-// can write to it, or whose permissions are few, brings about.
+// This file tests the security of the cache: what Redis stores and receives, what
+// altered entries do, and which permissions the client needs.
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ import (
 	"github.com/moovauth/moovauth/moovtest"
 )
 
-// recorder keeps what is written to connections.
+// recorder records what is written to connections.
 type recorder struct {
 	mu   sync.Mutex
 	sent bytes.Buffer
@@ -57,7 +57,7 @@ func TestRedisHoldsNoSecret(t *testing.T) {
 	source := sourcesOf(t, server, 1, moovauth.WithCache(cache), moovauth.WithEarlyRefresh(time.Hour))[0]
 	_, err = source.Token()
 	require.NoError(t, err)
-	// One more that is held, so that a lock lies there too.
+	// A lock that is held, so that Redis stores a lock too.
 	unlock, err := cache.Lock(t.Context(), "moovauth-another")
 	require.NoError(t, err)
 	defer unlock()
@@ -73,7 +73,7 @@ func TestRedisHoldsNoSecret(t *testing.T) {
 	}
 	secrets := append(append(server.AccessTokens(), server.RefreshTokens()...), server.ClientSecret)
 	require.Len(t, secrets, 3)
-	require.Contains(t, wire.sent.String(), "moovauth-2:", "the entry went this way")
+	require.Contains(t, wire.sent.String(), "moovauth-2:", "the entry was sent over this connection")
 	for _, secret := range append(secrets, server.ClientID) {
 		for _, text := range []string{secret, hex.EncodeToString([]byte(secret)), base64.RawStdEncoding.EncodeToString([]byte(secret))} {
 			assert.False(t, bytes.Contains(stored.Bytes(), []byte(text)), "stored: %s", secret)
@@ -82,8 +82,7 @@ func TestRedisHoldsNoSecret(t *testing.T) {
 	}
 }
 
-// An entry in which one bit is another is of no use: it costs one token request,
-// with client credentials.
+// An entry with one altered bit costs one token request with client credentials.
 func TestAlteredEntryIsAMiss(t *testing.T) {
 	r := startRedis(t)
 	server := moovtest.NewInMemory(moovtest.WithExpiresInSeconds())
@@ -127,10 +126,10 @@ func TestAlteredEntryIsAMiss(t *testing.T) {
 	require.NoError(t, client.Set(t.Context(), key, whole, 0).Err())
 	_, err = sourcesOf(t, server, 1, moovauth.WithCache(cacheOn(t, r.addr)))[0].Token()
 	require.NoError(t, err)
-	assert.Len(t, server.TokenRequests(), 1, "the whole one is taken")
+	assert.Len(t, server.TokenRequests(), 1, "the unaltered entry is used")
 }
 
-func TestTwoSecretsLiveSideBySide(t *testing.T) {
+func TestEntriesOfTwoSecretsDoNotCollide(t *testing.T) {
 	r := startRedis(t)
 	theirs := moovtest.NewInMemory()
 	ours := moovtest.NewInMemory(moovtest.WithCredentials(theirs.ClientID, "another-secret"))
@@ -150,9 +149,9 @@ func TestTwoSecretsLiveSideBySide(t *testing.T) {
 	assert.Empty(t, log.String())
 }
 
-// What the documentation says a user needs is enough, and without scripts there
-// are warnings, but tokens are shared.
-func TestFewPermissions(t *testing.T) {
+// The permissions that the documentation of Cache names are enough. Without
+// permission to run scripts there are warnings, but sources still share tokens.
+func TestPermissionsThatTheCacheNeeds(t *testing.T) {
 	if redisBinary == "" {
 		t.Skip("miniredis has no permissions")
 	}
@@ -160,8 +159,8 @@ func TestFewPermissions(t *testing.T) {
 		rules []any
 		quiet bool
 	}{
-		"all that is needed": {[]any{"+getrange", "+set", "+del", "+eval", "+evalsha", "+get"}, true},
-		"no scripts":         {[]any{"+getrange", "+set", "+del"}, false},
+		"all that it needs": {[]any{"+getrange", "+set", "+del", "+eval", "+evalsha", "+get"}, true},
+		"no scripts":        {[]any{"+getrange", "+set", "+del"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := startRedis(t)
@@ -195,7 +194,7 @@ func TestFewPermissions(t *testing.T) {
 
 func TestRedisCluster(t *testing.T) {
 	if redisBinary == "" {
-		t.Skip("miniredis is no cluster")
+		t.Skip("miniredis is not a cluster")
 	}
 	r := startRedis(t, "--cluster-enabled", "yes")
 	require.NoError(t, connect(t, r.addr).ClusterAddSlotsRange(t.Context(), 0, 16383).Err())
