@@ -45,7 +45,7 @@ var modules = map[string]struct{ names, imports, vars string }{
 			WithCredentials func(struct { PublicKey, SecretKey, Host string }) func(*http.Client)
 			WithHttpClient func(*http.Client) func(*http.Client); NewClient func(...func(*http.Client)) (*http.Client, error) }
 		err error`},
-	"platform":   {"platform|rate|tokens", `"github.com/moovauth/moovauth/platform"; "golang.org/x/time/rate"`, `tokens *platform.Tokens`},
+	"platform":   {"platform|rate|tokens", `"github.com/moovauth/moovauth/platform"; "golang.org/x/time/rate"`, `limiter moovauth.Limiter; tokens *platform.Tokens`},
 	"rediscache": {"rediscache|redis", `"github.com/moovauth/moovauth/rediscache"; redis "github.com/redis/go-redis/v9"`, ``},
 	"interop": {"grpc|oauth|retryablehttp|otelhttp", `"google.golang.org/grpc"; "google.golang.org/grpc/credentials/oauth"
 		retryablehttp "github.com/hashicorp/go-retryablehttp"; "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"`, ``},
