@@ -36,7 +36,7 @@ const (
 	defaultTTL     = 30 * 24 * time.Hour // moovauth keeps no token longer
 	defaultLockTTL = 10 * time.Second
 
-	maxEntry = 1 << 20     // bytes that Get reads; moovauth's entries are not longer
+	maxEntry = 1 << 20     // bytes that Get reads; the entries of moovauth are shorter
 	patience = time.Second // for one command that does not end with its caller's context
 
 	firstPoll = 10 * time.Millisecond // doubles with each attempt to get a lock that is held
@@ -143,7 +143,7 @@ func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 }
 
 // Get returns the entry for key. If there is none, the error is [fs.ErrNotExist].
-// Get reads at most 1 MiB, since moovauth writes no longer entry.
+// Get reads at most 1 MiB. The entries of moovauth are shorter.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	data, err := c.client.GetRange(ctx, c.prefix+key, 0, maxEntry-1).Bytes()
 	if err == nil && len(data) == 0 {
