@@ -36,7 +36,7 @@ var (
 	clients     = []moovauth.Credentials{plainClient, oddClient}
 )
 
-// foreign is an authorization server in the place of Moov's, with an API.
+// foreign is an authorization server other than Moov, with an API.
 type foreign struct {
 	URL  string
 	life time.Duration // of access tokens; some servers round it to seconds
