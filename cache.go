@@ -37,8 +37,8 @@ const (
 // concurrent use.
 //
 // Get returns the data that was last Put under key. If there is none, it
-// returns no data, or an error that is [fs.ErrNotExist] or ends in "cache
-// miss". Delete of a key that does not exist is not an error.
+// returns no data, or an error that wraps [fs.ErrNotExist] or whose text ends
+// in "cache miss". Delete of a key that does not exist is not an error.
 type Cache interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, data []byte) error
@@ -47,9 +47,9 @@ type Cache interface {
 
 // A [Cache] that several processes share may also implement Locker, so that one
 // process requests a token while the others wait for it. Lock waits for the
-// lock on key until ctx ends. ctx bounds only this wait, and not the time for
-// which the lock is held. If the holder dies, the lock must become free by
-// itself. unlock is called once.
+// lock on key. If ctx ends first, Lock returns an error. ctx bounds only this
+// wait, and not the time for which the lock is held. If the holder dies, the
+// lock must become free by itself. unlock is called once.
 type Locker interface {
 	Lock(ctx context.Context, key string) (unlock func(), err error)
 }
@@ -57,14 +57,15 @@ type Locker interface {
 // WithCache keeps the token in a cache, so that it outlives the process. All
 // sources that use the same cache with the same base URL, client ID, client
 // secret and scopes share one token. A source reads the cache before it makes a
-// token request, and stores there the tokens that it obtains. If the cache is
-// also a [Locker], only the holder of the lock makes the token request. Other
-// processes make their own request if they cannot get the lock in time.
-// [RequestToken] does not use the cache.
+// token request, and stores the tokens that it obtains in the cache. If the
+// cache is also a [Locker], only the holder of the lock makes the token
+// request. Other processes make their own request if they cannot get the lock
+// in time. [RequestToken] does not use the cache.
 //
-// No two processes send the same refresh token. With a lock, a source sends the
-// refresh token of the entry, after it has marked the entry as sent. Without a
-// lock, it sends only a refresh token that it obtained itself.
+// A server may revoke all tokens that descend from a refresh token if it
+// receives that token twice. So a source with a lock marks the entry's refresh
+// token as sent, and then sends it. A source without a lock sends only a
+// refresh token that it obtained itself.
 //
 // Entries are sealed with AES-256-GCM. HKDF-SHA256 derives the key, and the name
 // of the entry, from the client secret. Anyone who can read the cache learns
@@ -72,8 +73,9 @@ type Locker interface {
 // entry: its token may be refused by the API, and with a lock its refresh token may
 // be sent a second time.
 //
-// If the cache fails or holds garbage, the source makes a token request. That
-// is never an error: the failure is logged and counted in [Stats]. Each token
+// If the cache fails or an entry is damaged, Token does not return an error:
+// the source requests a token, logs the failure and counts it in [Stats].
+// Revoke returns an error if it cannot lock or read the entry. Each token
 // request spends at most 2 s on the cache, or a quarter of [WithTimeout] if
 // that is less, and as much again on the wait for the lock. The clocks of
 // machines that share a cache must agree to within a few seconds. WithCache

@@ -28,8 +28,8 @@ const (
 
 // Error is returned if the token or revoke endpoint refuses a request.
 // [errors.As] also finds an [*oauth2.RetrieveError] in it, with the same status
-// and body but without the headers. Known secrets are masked in all of its
-// texts. The text and the body are cut to 2 KiB and each other string to 256
+// and body but without the headers. Known secrets are masked in all its
+// strings. The text and the body are cut to 2 KiB and each other string to 256
 // bytes. Fields has at most 16 members.
 type Error struct {
 	Op          string            // "token" or "revoke"
@@ -124,8 +124,10 @@ func (e *Error) Unwrap() error {
 	return e.retrieve
 }
 
-// CoolDownError is returned while a source is backing off after a failure. It
-// wraps that failure.
+// CoolDownError is returned while a source without a valid token is backing off
+// after a failure. It wraps that failure. The source backs off for 250 ms at
+// first, doubling to 30 s (5 minutes if the scopes were refused), or for as
+// long as the server asks, an hour at most.
 type CoolDownError struct {
 	Until time.Time // when the next attempt is possible
 	Err   error     // the failure

@@ -251,13 +251,13 @@ func (c *config) newCurrentToken(t oauth2.Token, at instant, life time.Duration)
 	return current
 }
 
-// RequestToken makes one token request for this caller and returns the token.
-// It does not keep the token in a source or a cache. The API's name for this
-// operation is createAccessToken. Either [WithScopes] or [WithToken] with a
-// refresh token is required, but not both: WithScopes makes it use the client
-// credentials, and WithToken the refresh grant.
+// RequestToken requests a token for this caller and returns it. It does not
+// keep the token in a source or a cache. The API's name for this operation is
+// createAccessToken. Either [WithScopes] or [WithToken] with a refresh token is
+// required, but not both: WithScopes makes it use the client credentials, and
+// WithToken the refresh grant.
 //
-// RequestToken makes up to three attempts if failures are temporary, also with
+// RequestToken makes up to three attempts if failures are temporary, even with
 // a refresh token. It stops when ctx ends or after [WithTimeout]. If the server
 // refuses the request, the error is an [*Error]. WithCache, WithEarlyRefresh
 // and WithTokenTypeHint are validated and ignored.

@@ -15,7 +15,7 @@ import (
 // or over plain http to an address that is not loopback. Nothing was sent. Do
 // not retry: the request will fail again.
 type HostError struct {
-	URL   string   // of the request, without user name, query and fragment
+	URL   string   // of the request, without user name, password, query or fragment
 	Hosts []string // where the token may go, as in Transport.Hosts
 }
 

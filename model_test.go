@@ -261,7 +261,7 @@ type process struct {
 	asking   []context.Context // the requests in progress
 	received []receipt         // tokens that came in a reply, or from the cache
 	full     bool              // the source may have forgotten a token
-	revoking int               // calls of Revoke in progress
+	revoking int               // calls to Revoke in progress
 	last     string            // the access token that Token returned last
 	revoked  map[string]int    // the tokens that it revoked, and the event of each
 	refused  map[string]int    // the tokens that it invalidated, and the event of each
@@ -384,7 +384,7 @@ func (p *process) token(limit time.Duration) {
 		p.broken(7, p, "refused, though nothing fails")
 	case p.revoking == 0 && p.servedAt.Before(time.Now()) && stats.Expiry.Add(-min(maxLeeway, p.lifetime/10)).After(time.Now()):
 		p.broken(7, p, "refused, though there is a token until %v", stats.Expiry)
-	case errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= p.timeout: // calls of Revoke held the turn for that long
+	case errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= p.timeout: // calls to Revoke held the turn for that long
 	case p.failed < p.served && p.servedAt.Before(time.Now()):
 		p.broken(7, p, "refused, though no request has failed")
 	case errors.As(err, &cooling) && (!cooling.Until.After(time.Now()) || cooling.Until.After(later(p.asked, time.Now().Add(maxCoolDown)))):

@@ -111,8 +111,8 @@ type config struct {
 	random func() float64 // in [0, 1)
 }
 
-// An Option configures [NewTokenSource], [RequestToken] or [Revoke]. If one is
-// given twice, the last counts.
+// An Option configures [NewTokenSource], [RequestToken] or [Revoke]. If an
+// option is given twice, the last one applies.
 type Option func(*config) error
 
 // newConfig applies the options, and checks everything that can be checked
@@ -146,9 +146,11 @@ func option(ok bool, set func(*config), wanted string, args ...any) Option {
 	}
 }
 
-// WithScopes sets what a token may do (RFC 6749 §3.3). Moov's scopes look like
-// /ping.read and /accounts/6f9c…/transfers.write, with the account's ID instead
-// of {accountID}.
+// WithScopes sets what a token may do (RFC 6749 §3.3), such as /ping.read.
+// Replace {accountID} in Moov's documentation with the account's ID, as in
+// /accounts/6f9c…/transfers.write. A scope must start with a slash, and must
+// not contain white space, a comma or a brace. Give each scope as its own
+// argument.
 func WithScopes(scopes ...string) Option {
 	return func(c *config) error {
 		for _, s := range scopes {
@@ -169,7 +171,8 @@ func WithScopes(scopes ...string) Option {
 // WithOrigin sets the Origin header of token and revoke requests: a scheme and
 // a host without a path, such as https://example.com. It must match an entry of
 // the API key's allowed-domain list. Moov's documentation says that a token
-// request must have an Origin. By default, none is sent.
+// request must have an Origin, so set it in production. By default, none is
+// sent.
 func WithOrigin(origin string) Option {
 	u, err := url.Parse(origin)
 	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && origin == u.Scheme+"://"+u.Host
@@ -215,29 +218,30 @@ func WithBaseURL(baseURL string) Option {
 }
 
 // WithHTTPClient sets the client that makes token and revoke requests, for a
-// proxy, a client certificate or tracing. Redirects of these requests are not
-// followed, whatever the client's CheckRedirect says, and its Transport must
-// not follow them either. The default is [http.DefaultClient].
+// proxy, a client certificate or tracing. Its Timeout applies to each attempt.
+// Redirects of these requests are not followed: the client's CheckRedirect is
+// ignored, and its Transport must not follow them. [TokenSource.Client] uses a
+// copy of this client for API calls. The default is [http.DefaultClient].
 func WithHTTPClient(client *http.Client) Option {
 	return option(client != nil, func(c *config) { c.client = client },
 		"WithHTTPClient: the client is nil: leave the option out for http.DefaultClient")
 }
 
 // WithAuthStyle sets how the client ID and secret are sent. With
-// [oauth2.AuthStyleInHeader] they are sent as HTTP Basic (RFC 6749 §2.3.1), but
-// without form-encoding, as Moov documents it. With [oauth2.AuthStyleInParams]
-// they are sent in the body. The default is the header, also for
-// [oauth2.AuthStyleAutoDetect].
+// [oauth2.AuthStyleInHeader], the default, they are sent as HTTP Basic (RFC
+// 6749 §2.3.1), but without form-encoding, as Moov documents it. With
+// [oauth2.AuthStyleInParams] they are sent in the body.
+// [oauth2.AuthStyleAutoDetect] means the default.
 func WithAuthStyle(style oauth2.AuthStyle) Option {
 	return option(oauth2.AuthStyleAutoDetect <= style && style <= oauth2.AuthStyleInHeader, func(c *config) { c.authStyle = style },
 		"WithAuthStyle: want oauth2.AuthStyleInHeader or oauth2.AuthStyleInParams, got %d", style)
 }
 
-// WithToken makes a source start with a token that was obtained earlier. The
-// token may have only a refresh token. An access token without an Expiry is
-// used for 5 minutes. An Expiry more than 30 days ahead counts as 30 days. With
-// [WithCache], the source does not send the refresh token, since another
-// process may send it.
+// WithToken makes a source start with a token that was obtained earlier. t may
+// hold a refresh token without an access token. An access token without an
+// Expiry is used for 5 minutes. An Expiry more than 30 days ahead counts as 30
+// days. With [WithCache], the source does not send the refresh token, since
+// another process may send it. [RequestToken] uses the refresh token of t.
 func WithToken(t *oauth2.Token) Option {
 	return func(c *config) error {
 		if t == nil || t.AccessToken == "" && t.RefreshToken == "" {
@@ -290,15 +294,15 @@ func WithTokenTypeHint(hint TokenTypeHint) Option {
 }
 
 // Limiter paces token and revoke requests. A [*rate.Limiter] of
-// golang.org/x/time/rate is a Limiter. Let all sources with the same API key
-// share one.
+// golang.org/x/time/rate is a Limiter. Sources with the same API key should
+// share a Limiter.
 //
 // A Limiter may have two more methods. Refused(retryAfter time.Duration) is
-// called after each 429 to a token or revoke request. retryAfter is the value
-// of its Retry-After header, or 0. Unused() is called if a request that Wait
-// has admitted is not made after all. That happens if another process has put a
-// token into the cache meanwhile, or if the token of a background refresh has
-// expired.
+// called after each 429 to a token or revoke request. retryAfter is
+// [Error].RetryAfter: the time that the server asks for, or 0. Unused() is
+// called if a request that Wait has admitted is not made after all. That
+// happens if another process has put a token into the cache meanwhile, or if
+// the current token expired while its background refresh waited.
 //
 // [*rate.Limiter]: https://pkg.go.dev/golang.org/x/time/rate#Limiter
 type Limiter interface {
@@ -306,11 +310,11 @@ type Limiter interface {
 }
 
 // WithLimiter makes each token and revoke request wait for l first. The context
-// of Wait has no deadline, but it may be cancelled. The time of these waits
-// does not count towards [WithTimeout]. After a 429, a request waits for as
-// long as the server asks, and then for l again, as long as a caller waits for
-// the result. By default there is no limiter, and a 429 is retried like any
-// other temporary failure.
+// of Wait has no deadline, but it may be canceled. The time of these waits does
+// not count towards [WithTimeout]. If Wait returns an error, the request fails.
+// After a 429, a request waits for as long as the server asks, and then calls
+// Wait again. It repeats this while a caller waits for the result. By default
+// there is no limiter, and a 429 is retried like any other temporary failure.
 func WithLimiter(l Limiter) Option {
 	return option(l != nil, func(c *config) { c.limiter = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
 }

@@ -247,7 +247,7 @@ func TestRetryAfterLongerThanTheTimeoutFailsAtOnce(t *testing.T) {
 }
 
 // pool is a transport which reports that each request is sent on a reused
-// connection, or on a new one. It counts the calls of CloseIdleConnections.
+// connection, or on a new one. It counts the calls to CloseIdleConnections.
 type pool struct {
 	http.RoundTripper
 	reused bool

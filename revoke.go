@@ -69,18 +69,19 @@ func (c *config) revoke(ctx context.Context, token string, hint TokenTypeHint, s
 // It revokes the refresh tokens first, since they can be used to obtain others.
 // Then it revokes the access tokens, including former ones that have not
 // expired. It deletes the cache's entry last. If a token cannot be revoked,
-// Revoke continues with the next one, joins the errors, and the next call of
-// Revoke tries that token again. s stays usable: the next Token uses the client
-// credentials. To revoke only one token, see the function [Revoke].
+// Revoke continues with the next one, joins the errors, and the next call to
+// Revoke tries that token again. s stays usable: if it has scopes, the next
+// call to Token uses the client credentials. To revoke only one token, see the
+// function [Revoke].
 //
-// If a token request is in progress, Revoke waits for it for half of its own
-// time, then cancels it. Revoke stops when ctx ends, or after one [WithTimeout]
-// for all tokens together.
+// Revoke stops when ctx ends, or after one [WithTimeout] for all tokens
+// together. If a token request is in progress, Revoke cancels it after half of
+// that time.
 //
-// If Revoke returns nil, no token is alive that s received and remembers, or
-// that its cache held. s remembers the last 16 former tokens that may be alive.
-// A revoked token is not adopted from the cache again, even if the entry could
-// not be deleted.
+// If Revoke returns nil, all tokens that s remembers and all tokens that its
+// cache held are revoked or expired. Besides its current tokens, s remembers
+// the last 16 former tokens that may be alive. A revoked token is not adopted
+// from the cache again, even if the entry could not be deleted.
 func (s *TokenSource) Revoke(ctx context.Context) error {
 	switch {
 	case s.core == nil:

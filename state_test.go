@@ -456,7 +456,7 @@ func TestNoChangeIsLost(t *testing.T) {
 	assert.EqualValues(t, goroutines*each, st.load().pause)
 }
 
-// Every call of Token reads the state.
+// Every call to Token reads the state.
 func TestReadersTakeNoLock(t *testing.T) {
 	t.Parallel()
 	st := stateWith()

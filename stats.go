@@ -18,11 +18,11 @@ const (
 // it was made. The counts never decrease.
 type Stats struct {
 	Phase           string    // of the current token: PhaseNone, PhaseFresh or PhaseStale
-	Expiry          time.Time // of the access token, as the server set it or as assumed; zero if there is none
+	Expiry          time.Time // of the access token, 5 minutes after the request if the server did not say; zero if there is none
 	HasRefreshToken bool
 	CoolDownUntil   time.Time // no token request is made before this time; zero if one can be made now
 
-	LastError   error     // of the last attempt to obtain a token that failed; nil if none has failed
+	LastError   error     // of the last failed attempt to obtain a token; nil if none has failed
 	LastErrorAt time.Time // the time of LastError
 
 	ClientCredentials       uint64 // successful requests with the client credentials; retries do not count
@@ -30,7 +30,7 @@ type Stats struct {
 	Refreshes               uint64 // successful requests with a refresh token; retries do not count
 	RefreshesFailed         uint64 // failed requests with a refresh token
 	Adopted                 uint64 // tokens taken from the cache
-	Invalidated             uint64 // calls of Invalidate that marked the current token
+	Invalidated             uint64 // calls to Invalidate that marked the current token
 	Revoked                 uint64 // tokens that Revoke revoked
 
 	CacheFailures  uint64 // calls to the cache that failed

@@ -17,11 +17,11 @@
 // moovtest is an in-process fake of Moov for tests.
 //
 // The package calls the code that you plug in, such as an [http.RoundTripper],
-// a [Cache] or a [Limiter], directly, as net/http does. Such code must return
-// when its context ends. A panic in it ends the program. If it calls
-// [runtime.Goexit], as t.FailNow does in a mock, callers wait until
-// [WithTimeout] has passed. With a Limiter, they wait until their own context
-// ends.
+// a [Cache] or a [Limiter], directly, as an [http.Client] calls its Transport.
+// Such code must return when its context ends. A panic in it ends the program.
+// If it calls [runtime.Goexit], as t.FailNow does in a mock, callers wait for
+// [WithTimeout]. With a Limiter, callers of TokenContext wait until their
+// context ends, and callers of Token wait forever.
 package moovauth
 
 // This file follows a token through its life: fresh, stale, expired. It decides
@@ -46,7 +46,7 @@ import (
 // [NewTokenSource] and share it: it is safe for concurrent use.
 //
 // A token is fresh until its refresh point, then stale until its hard expiry,
-// then expired. A fresh token is returned at once, without a lock. A stale
+// then expired. A fresh token is returned at once, without a mutex. A stale
 // token is returned at once too, while one refresh runs in the background.
 // Callers wait only if there is no token, or if the token has expired or was
 // refused (see [TokenSource.Invalidate]). Callers that wait share one token
@@ -72,7 +72,7 @@ type flights struct {
 	shared     atomic.Pointer[singleflight.Group] // lets callers share one flight
 	turn       *semaphore.Weighted                // held by the running flight or Revoke, so that only one of them runs at a time
 	running    atomic.Pointer[flight]             // the flight that holds turn; nil: none
-	revoking   atomic.Int32                       // calls of Revoke that wait for the turn
+	revoking   atomic.Int32                       // calls to Revoke that wait for the turn
 	refreshing atomic.Bool                        // a refresh is running in the background
 	waiting    atomic.Int32                       // callers that wait for a flight
 }
@@ -85,9 +85,11 @@ type flight struct {
 }
 
 // NewTokenSource returns a source of tokens for an API key. It makes no
-// request: the first call of Token does. It checks its arguments, and its error
-// names the argument to change. Either [WithScopes] or [WithToken] with a
-// refresh token is required.
+// request: the first call to Token does. It checks its arguments, and its error
+// names the argument to change. [WithScopes], or [WithToken] with a refresh
+// token, is required, and both may be given. Without scopes, the source cannot
+// replace a refresh token that was refused or revoked: Token then returns an
+// error.
 func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 	c, err := newConfig(creds, opts)
 	if err != nil {
@@ -120,17 +122,22 @@ func NewTokenSource(creds Credentials, opts ...Option) (*TokenSource, error) {
 // Token returns a valid token. It implements [oauth2.TokenSource]. It waits
 // only if there is no valid token. It waits for about [WithTimeout] at most,
 // plus the time that the token request waits for a [Limiter]. If the server
-// refuses the token request, the error is an [*Error]. While the source is
-// backing off after a failure, the error is a [*CoolDownError]. Each call
-// returns a copy, which the caller may change, except for the maps and slices
-// that its Extra method returns.
+// refuses the token request, the error is an [*Error]. If there is no valid
+// token and the source is backing off after a failure, the error is a
+// [*CoolDownError].
+//
+// Each call returns a copy, which the caller may change, except for the maps
+// and slices that its Extra method returns. Its Expiry is the one that the
+// server set. Token returns it until the hard expiry, although
+// [oauth2.Token.Valid] reports false 10 s before the Expiry.
 func (s *TokenSource) Token() (*oauth2.Token, error) {
 	return s.TokenContext(context.Background())
 }
 
-// TokenContext is like [TokenSource.Token], but stops waiting when ctx ends.
-// The token request is shared and does not use ctx, so it does not inherit
-// values such as a trace span, and it continues for other callers.
+// TokenContext is like [TokenSource.Token], but if ctx ends first, it returns
+// an error that wraps the error of ctx. The token request is shared and does
+// not use ctx, so it does not inherit values such as a trace span, and it
+// continues for other callers.
 func (s *TokenSource) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	current, err := s.currentToken(ctx)
 	if err != nil {
@@ -269,10 +276,11 @@ func (c *core) flight(background bool) func() (any, error) {
 }
 
 // Invalidate marks the access token as refused if it is the current one. Call
-// it after the API has answered 401 to this token. The next call of Token waits
-// for another token. If that token request fails, callers get the refused token
-// again, since other API calls may still accept it. After each cool-down, the
-// next call waits for another attempt, for 1 s at most.
+// it after the API has answered 401 to this token. The next call to Token waits
+// for another token. If that token request fails, Token returns the refused
+// token until it expires, since other API calls may still accept it. After each
+// cool-down, one call to Token starts another attempt, and waits for it for 1 s
+// at most.
 //
 // An invalidation that follows the last one too soon has no effect, so that an
 // API that answers 401 to everything causes few token requests. The pause

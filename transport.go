@@ -20,15 +20,16 @@ import (
 )
 
 // Transport is an [http.RoundTripper] that adds X-Moov-Version to each request,
-// and the token of Source if there is one. The zero value adds only the version.
-// Do not change the fields after the first use.
+// and the token of Source if there is one. The zero value adds only the
+// version: it sends requests to any host, and leaves their Authorization header
+// as it is. Do not change the fields after the first use.
 //
 // The token goes only to Hosts, and only over https, or over http to a loopback
-// address. A request to any other host fails with a [*HostError], and nothing
-// is sent. A redirect to any other host is followed without the token.
-// Transport replaces an Authorization header that the request already has, and
-// keeps a version header. A request to Moov's token or revoke endpoint keeps
-// its Authorization header and gets no token.
+// address. A host without a port means port 443. A request to any other host
+// fails with a [*HostError], and nothing is sent. A redirect to any other host
+// is followed without the token. Transport replaces an Authorization header
+// that the request already has, and keeps a version header. A request to Moov's
+// token or revoke endpoint keeps its Authorization header and gets no token.
 //
 // After a 401, Transport invalidates the token if Source has an Invalidate
 // method. If Source then has another token, and the body can be sent again
@@ -37,16 +38,17 @@ import (
 // (RFC 6750 §3.1) and the 401 to the second request do not invalidate the
 // token, since another token would not help.
 //
-// Before the second request, Transport reads at most 64 KiB of the 401's body,
-// for at most 250 ms, so that a token request can use the connection. If there
-// is no other token after all, the caller gets the part of the body that was
-// read. If that is not the whole body, it ends in [io.ErrUnexpectedEOF].
+// Before Transport asks Source for another token, it reads at most 64 KiB of
+// the 401's body, for at most 250 ms, so that the connection can be used again.
+// If Source has no other token, the caller gets the part of the body that was
+// read. If that is not the whole body, reading it ends with
+// [io.ErrUnexpectedEOF].
 //
-// If Source wraps a *TokenSource, set Hosts and Version, too. Otherwise
-// Transport uses api.moov.io and [DefaultVersion]. If Source has a TokenContext
-// method, Transport calls it with the request's context, instead of Token. If
-// the request's deadline passes during that call, the Timeout method of the
-// error returns true.
+// If Source is not a *TokenSource but wraps one, Transport does not know its
+// base URL and its version. If they are not the defaults, set Hosts and
+// Version. If Source has a TokenContext method, Transport calls it with the
+// request's context, instead of Token. If the request's deadline passes during
+// that call, the Timeout method of the error returns true.
 type Transport struct {
 	Base    http.RoundTripper  // nil: http.DefaultTransport. It must not follow redirects or change header values in place.
 	Source  oauth2.TokenSource // nil: no Authorization header

@@ -60,7 +60,7 @@ type sourceFunc func() (*oauth2.Token, error)
 func (f sourceFunc) Token() (*oauth2.Token, error) { return f() }
 
 // otherSource is a token source of another package, with the optional methods
-// that Transport looks for. After each call of Invalidate, it returns its next
+// that Transport looks for. After each call to Invalidate, it returns its next
 // token.
 type otherSource struct {
 	tokens []string

@@ -761,7 +761,7 @@ func TestServerOnAPortIsReachedInMemoryToo(t *testing.T) {
 	assert.Len(t, s.AccessTokens(), 1)
 }
 
-// body counts the calls of Close.
+// body counts the calls to Close.
 type body struct {
 	io.Reader
 	closed int

@@ -98,7 +98,7 @@ func TestATurnGoesToTheFirstInTheQueue(t *testing.T) {
 			})
 			synctest.Wait()
 		}
-		assert.Equal(t, 8, l.most, "calls of Wait at the same time")
+		assert.Equal(t, 8, l.most, "calls to Wait at the same time")
 		callers.Go(func() {
 			_, err := tokens.Mint(t.Context(), "/ping.read")
 			assert.NoError(t, err)

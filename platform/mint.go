@@ -18,7 +18,7 @@ import (
 
 var errQueue = fmt.Errorf("too many requests are in the queue: %w", context.DeadlineExceeded)
 
-// minting is the place in the queue of one call of Mint or Handler.
+// minting is the place in the queue of one call to Mint or Handler.
 type minting struct {
 	place
 	waits bool        // the request waits in the queue, at first and again after a 429

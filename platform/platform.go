@@ -166,8 +166,8 @@ type Stats struct {
 	Refused      uint64 // token and revoke requests that Moov answered with 429
 	Minted       uint64 // tokens that Mint and Handler obtained
 	Revoked      uint64 // tokens that were revoked
-	TimedOut     uint64 // calls of Mint and Handler whose time ended in the queue; Handler answered 503
-	Abandoned    uint64 // calls of Mint and Handler whose context was canceled: the caller has left
+	TimedOut     uint64 // calls to Mint and Handler whose time ended in the queue; Handler answered 503
+	Abandoned    uint64 // calls to Mint and Handler whose context was canceled: the caller has left
 	Failed       uint64 // other failed requests of Mint, Handler and Revoke, and sources that RevokeAll did not finish
 	GrantsFailed uint64 // failed token requests of sources; retries do not count
 	Evicted      uint64 // sources that were removed while their token was valid: see [WithCapacity]

@@ -1,6 +1,6 @@
 package rediscache
 
-// This file tests what happens if Redis is down: no call of Token fails, and none
+// This file tests what happens if Redis is down: no call to Token fails, and none
 // waits longer than moovauth allows for the cache.
 
 import (
