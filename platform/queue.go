@@ -53,11 +53,12 @@ type queue struct {
 
 func newQueue(c *config) *queue {
 	q := &queue{shared: c.shared, logger: c.logger, pace: newPace(c.perSecond)}
-	q.timer = time.AfterFunc(lookAgain, func() { // serve resets it
+	q.timer = time.AfterFunc(time.Hour, func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		q.serve()
 	})
+	q.timer.Stop() // serve starts it
 	return q
 }
 
@@ -243,8 +244,7 @@ func (q *queue) report(s *Stats) (sources int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	s.InLine = q.len()
-	s.Refused = q.refused
+	s.InLine, s.Refused = q.len(), q.refused
 	s.Rate = q.pace.rate(now)
 	for class := range classes {
 		if first := q.waiting[class].Front(); first != nil {
