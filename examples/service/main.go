@@ -1,197 +1,204 @@
-// Service is a program to start from: it calls Moov for connected accounts, and
-// mints tokens for their users' pages.
+// Service is a program to start from. It reads the cards of connected accounts from
+// Moov, and mints tokens for the pages of their users. This runs it against an
+// embedded test server:
 //
 //	go run -C examples/service .
 //
-// runs it against an embedded test server. -h says how to use Moov itself.
+// Then try:
+//
+//	curl -c jar -X POST localhost:8080/sign-in     sign in as the demo user, without a password
+//	curl -b jar localhost:8080/cards               the user's cards, from Moov
+//	curl -b jar -X POST localhost:8080/moov-token  a token for the user's page
+//	curl -b jar -X POST localhost:8080/sign-out    revokes that token
+//	curl localhost:8080/ready                      and localhost:8080/metrics
+//	kill -HUP $pid                                 replaces the API key; the log shows the pid
+//	kill $pid                                      shuts down, and revokes all tokens
+//
+// These environment variables configure it:
+//
+//	MOOV_KEY_FILE  a file with the public key and the secret key, separated by white space.
+//	               SIGHUP reads it again. Default: no file, and the embedded test server.
+//	MOOV_ORIGIN    a domain of the API key's list. Default: http://localhost:8080
+//	MOOV_ACCOUNT   the ID of the demo user's connected account. Default: demo
+//	MOOV_CACHE     a directory that keeps tokens between runs. Default: none
+//	ADDR           the address to listen on. Default: localhost:8080
 package main
 
-// This file reads the configuration, and starts and stops the server. What the
-// server does is in service.go, who is signed in in sessions.go, the change to
-// another API key in rotation.go, and the metrics in metrics.go.
+// This file starts and stops the program, and replaces the API key. The handlers are
+// in service.go, and the metrics in metrics.go.
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/oauth2"
+
 	"github.com/moovauth/moovauth"
+	"github.com/moovauth/moovauth/dircache"
 	"github.com/moovauth/moovauth/moovtest"
+	"github.com/moovauth/moovauth/platform"
 )
 
-const usage = `Service calls Moov for connected accounts, and mints tokens for their users' pages.
-
-  -addr address     where to listen (default localhost:8080)
-  -cache directory  where tokens are kept between runs (default MOOV_CACHE, or nowhere)
-
-An embedded test server takes the place of Moov, unless an API key is given:
-
-  MOOV_PUBLIC_KEY, MOOV_SECRET_KEY  the API key
-  MOOV_KEY_FILE                     or a file with the public key and the secret key, with
-                                    white space between them. SIGHUP reads it again.
-  MOOV_ORIGIN                       a domain of the key's list, such as https://example.com
-  MOOV_HOST                         default api.moov.io
-  MOOV_ACCOUNT                      the ID of the demo user's connected account
-
-Try it:
-
-  curl -c jar -X POST localhost:8080/sign-in     sign-in as the demo user, without a password
-  curl -b jar localhost:8080/cards               the user's cards, from Moov
-  curl -b jar -X POST localhost:8080/moov-token  a token for the user's page
-  curl -b jar -X POST localhost:8080/sign-out    revokes that token
-  curl localhost:8080/metrics                    and localhost:8080/ready
-`
-
-const (
-	callTimeout = 10 * time.Second // of a call to Moov, and of a token request
-	closing     = 25 * time.Second // of a shutdown; Kubernetes allows 30 s
-)
+const callTimeout = 10 * time.Second // of a call to Moov, and of a token request
 
 func main() {
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stdout, nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
-	switch err := run(ctx, os.Stdout, os.Args[1:], os.Getenv, hangup); {
-	case errors.Is(err, flag.ErrHelp):
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "service:", err)
+	s := &service{api: moovauth.DefaultBaseURL, client: &http.Client{Timeout: callTimeout}, key: readKey}
+	if os.Getenv("MOOV_KEY_FILE") == "" {
+		server := moovtest.NewServer()
+		defer server.Close()
+		s.api, s.key = server.URL, embedded(server)
+	}
+	listener, err := net.Listen("tcp", cmp.Or(os.Getenv("ADDR"), "localhost:8080"))
+	if dir := os.Getenv("MOOV_CACHE"); dir != "" && err == nil {
+		s.cache, err = dircache.New(dir)
+	}
+	if err == nil {
+		err = s.loadKey(ctx)
+	}
+	if err == nil {
+		slog.Info("listening", "address", listener.Addr(), "moov", s.api, "pid", os.Getpid())
+		err = s.serve(ctx, listener, hangup)
+	}
+	if err != nil {
+		slog.Error("service failed", "error", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, out io.Writer, args []string, env func(string) string, hangup <-chan os.Signal) error {
-	flags := flag.NewFlagSet("service", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // main prints the error
-	addr := flags.String("addr", "localhost:8080", "")
-	cache := flags.String("cache", env("MOOV_CACHE"), "")
-	err := flags.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(out, usage)
+// readKey reads the API key from a file, such as a mounted secret.
+func readKey() (creds moovauth.Credentials, err error) {
+	text, err := os.ReadFile(os.Getenv("MOOV_KEY_FILE"))
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &creds.ClientID, &creds.ClientSecret)
 	}
-	if err != nil {
-		return err
-	}
-	c := config{
-		api:     moovauth.DefaultBaseURL,
-		account: env("MOOV_ACCOUNT"),
-		cache:   *cache,
-		client:  &http.Client{Timeout: callTimeout},
-		log:     slog.New(slog.NewTextHandler(out, nil)),
-	}
-	if host := env("MOOV_HOST"); host != "" {
-		c.api = "https://" + host
-	}
-	if origin := env("MOOV_ORIGIN"); origin != "" {
-		c.source = append(c.source, moovauth.WithOrigin(origin))
-	}
-	switch {
-	case env("MOOV_KEY_FILE") != "":
-		c.key = func() (moovauth.Credentials, error) { return readKey(env("MOOV_KEY_FILE")) }
-	case env("MOOV_PUBLIC_KEY") != "":
-		c.key = func() (moovauth.Credentials, error) {
-			return moovauth.Credentials{ClientID: env("MOOV_PUBLIC_KEY"), ClientSecret: env("MOOV_SECRET_KEY")}, nil
-		}
-	default:
-		server := moovtest.NewServer()
-		defer server.Close()
-		embed(&c, server)
-	}
-	s, err := newService(ctx, c)
-	if err != nil {
-		return err
-	}
-	listener, err := net.Listen("tcp", *addr)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "open http://%s, for calls to %s\n", listener.Addr(), c.api)
-	return s.serve(ctx, listener, hangup)
+	return creds, err
 }
 
-// readKey reads an API key from a file, such as one of a mounted secret.
-func readKey(name string) (creds moovauth.Credentials, err error) {
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return creds, err
-	}
-	keys := strings.Fields(string(text))
-	if len(keys) != 2 {
-		return creds, fmt.Errorf("%s: want the public key and the secret key, got %d words", name, len(keys))
-	}
-	return moovauth.Credentials{ClientID: keys[0], ClientSecret: keys[1]}, nil
-}
-
-// embed makes c use a test server. Each SIGHUP finds another API key there.
-func embed(c *config, server *moovtest.Server) {
+// embedded makes a test server answer with cards. The function that it returns makes
+// a new API key.
+func embedded(server *moovtest.Server) func() (moovauth.Credentials, error) {
 	server.Handle("GET /accounts/{accountID}/cards", "/accounts/{accountID}/cards.read",
-		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, `[{"lastFourCardNumber":"4242"}]`) }))
-	made := 0
-	c.key = func() (moovauth.Credentials, error) {
-		made++
-		creds := moovauth.Credentials{ClientID: fmt.Sprintf("public-key-%d", made), ClientSecret: fmt.Sprintf("secret-key-%d", made)}
+		http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `[{"lastFourCardNumber":"4242"}]`) }))
+	return func() (moovauth.Credentials, error) {
+		creds := moovauth.Credentials{ClientID: rand.Text(), ClientSecret: rand.Text()}
 		server.SetCredentials(creds.ClientID, creds.ClientSecret)
 		return creds, nil
 	}
-	c.api = server.URL
-	if c.account == "" {
-		c.account = "demo"
-	}
 }
 
-// serve serves until ctx ends, and then shuts down.
+// loadKey reads the API key, and uses it once it has obtained a token for a scope
+// that each key has. So a wrong key changes nothing. The first key is used even if
+// Moov is down.
+func (s *service) loadKey(ctx context.Context) error {
+	creds, err := s.key()
+	if err != nil {
+		return fmt.Errorf("reading the API key: %w", err)
+	}
+	if creds == s.Creds { // with a cache, rotate would revoke the tokens that are in use
+		return errors.New("the API key has not changed")
+	}
+	source := []moovauth.Option{
+		moovauth.WithBaseURL(s.api), moovauth.WithHTTPClient(s.client), moovauth.WithTimeout(callTimeout),
+		moovauth.WithOrigin(cmp.Or(os.Getenv("MOOV_ORIGIN"), "http://localhost:8080")),
+	}
+	if s.cache != nil {
+		source = append(source, moovauth.WithCache(s.cache))
+	}
+	var next *platform.Tokens
+	next, err = platform.New(creds, platform.WithRate(10), platform.WithLogger(slog.Default()), platform.WithSource(source...),
+		platform.WithMinted(func(r *http.Request, token *oauth2.Token) error { return s.minted(r, token, next) }))
+	if err != nil {
+		return err
+	}
+	if err := obtain(ctx, next, "/ping.read"); err != nil && (s.current.Load() != nil || !temporary(err)) {
+		return err
+	}
+	// Otherwise the next calls of all users would wait in the queue. A user whose token
+	// cannot be obtained here waits at the next call.
+	_ = s.each(func(open *session) error { return obtain(ctx, next, open.account+"/cards.read") })
+	s.former = s.current.Swap(next)
+	s.Creds = creds
+	return nil
+}
+
+// obtain makes sure that the source of a scope has a token.
+func obtain(ctx context.Context, tokens *platform.Tokens, scope string) error {
+	source, err := tokens.Source(scope)
+	if err != nil {
+		return err
+	}
+	_, err = source.TokenContext(ctx)
+	return err
+}
+
+// serve serves until ctx ends, and then shuts down. At a hangup it replaces the API key.
 func (s *service) serve(ctx context.Context, listener net.Listener, hangup <-chan os.Signal) error {
 	server := &http.Server{
-		Handler:           s.handler,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		Handler:           s.handler(),
+		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      10*time.Second + callTimeout + 5*time.Second, // a page waits 10 s in the queue, and then for its token
+		ReadTimeout:       3 * callTimeout, // a shorter one would end the context of a page that waits
+		WriteTimeout:      3 * callTimeout, // a page may wait 10 s in the queue, and then for its token
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
-	working, stop := context.WithCancel(ctx)
-	defer stop()
-	var background sync.WaitGroup
-	background.Go(func() { s.rotateOn(working, hangup) })
-	background.Go(func() { s.sessions.revokeEvery(working, 10*time.Second) })
-	var err error
-	select {
-	case err = <-failed:
-	case <-ctx.Done():
+	for {
+		select {
+		case err := <-failed:
+			return errors.Join(err, s.shutdown(server))
+		case <-ctx.Done():
+			return s.shutdown(server)
+		case <-hangup:
+			s.rotate(ctx)
+		}
 	}
-	stop()
-	background.Wait()
-	return errors.Join(err, s.shutdown(server))
 }
 
-// shutdown ends a service: first its callers, so that no one asks for another
-// token, then the tokens. Tokens in a cache stay alive for the next process.
+// rotate replaces the API key. It revokes the accounts' tokens of the former key
+// after the calls with them have ended. If that fails, shutdown tries again.
+func (s *service) rotate(ctx context.Context) {
+	if err := s.loadKey(ctx); err != nil {
+		slog.Error("API key not replaced", "error", err)
+		return
+	}
+	slog.Info("API key replaced")
+	select {
+	case <-ctx.Done():
+	case <-time.After(2 * callTimeout):
+		slog.Info("tokens of the former API key revoked", "error", s.former.RevokeAll(ctx))
+	}
+}
+
+// shutdown first ends the calls, so that no one asks for another token, and then
+// revokes the tokens. Tokens in a cache stay alive for the next process.
 func (s *service) shutdown(server *http.Server) error {
-	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second) // Kubernetes allows 30 s
 	defer cancel()
 	calls, stop := context.WithTimeout(ctx, callTimeout) // leaves the rest for the tokens
 	defer stop()
-	err := server.Shutdown(calls)
-	if err != nil { // a caller that continues would obtain another token
-		err = errors.Join(err, server.Close())
+	err := errors.Join(server.Shutdown(calls), server.Close()) // Close ends the calls that are left
+	err = errors.Join(err, s.each(func(open *session) error { return s.end(ctx, open) }))
+	if s.former != nil {
+		err = errors.Join(err, s.former.RevokeAll(ctx))
 	}
-	pages, failed := s.sessions.endAll(ctx)
-	err = errors.Join(err, failed, s.keys.revokeFormer(ctx))
-	current := s.keys.current.Load()
-	if s.cache == "" {
-		err = errors.Join(err, current.RevokeAll(ctx))
+	if s.cache == nil {
+		err = errors.Join(err, s.current.Load().RevokeAll(ctx))
 	}
-	s.log.Info("shut down", "tokens_of_pages", pages, "tokens_revoked", current.Stats().Revoked, "kept_in_cache", s.cache, "error", err)
+	slog.Info("shut down", "tokens_revoked", s.current.Load().Stats().Revoked, "cache", s.cache != nil, "error", err)
 	return err
 }

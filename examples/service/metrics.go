@@ -1,71 +1,49 @@
 package main
 
-// This file exports what platform.Tokens tell about themselves to Prometheus.
-// docs/operations.md has alerts on these metrics.
+// This file exports platform.Stats to Prometheus. docs/operations.md has alerts on
+// these metrics.
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/platform"
 )
 
-// collector exports the tokens of API keys, each under a name that becomes the
-// label "key": a name, not the key itself. It asks for the current tokens at each
-// scrape. After a rotation the counters start from zero, as after a restart.
-type collector map[string]func() *platform.Tokens
-
-func newDesc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("moovauth_platform_"+name, help, append([]string{"key"}, labels...), nil)
-}
-
-var (
-	sources     = newDesc("sources", "Sources that are kept, by the phase of the current token.", "phase")
-	coolingDown = newDesc("sources_cooling_down", "Of them, those that make no request after a failure.")
-	inLine      = newDesc("requests_in_line", "Token and revoke requests that wait in the queue.")
-	longestWait = newDesc("longest_wait_seconds", "How long the first of them has waited.")
-	rate        = newDesc("requests_per_second", "The rate at which requests may go now.")
-	needed      = newDesc("needed_requests_per_second", "Refreshes that the accounts in use need.")
-	served      = newDesc("requests_served_total", "Token and revoke requests that succeeded.")
-	refused     = newDesc("requests_refused_total", "429s to token and revoke requests.")
-	minted      = newDesc("tokens_minted_total", "Tokens that were minted for pages and apps.")
-	revoked     = newDesc("tokens_revoked_total", "Tokens that were revoked.")
-	timedOut    = newDesc("timeouts_total", "Pages that got a 503 because they waited in the queue for too long.")
-	abandoned   = newDesc("abandoned_total", "Pages that left before they had a token.")
-	failed      = newDesc("failures_total", "Tokens not minted and not revoked, and sources that RevokeAll did not finish.")
-	grants      = newDesc("grants_failed_total", "Grants of sources that failed.")
-	evicted     = newDesc("evicted_total", "Sources that were let go with a good token.")
-)
+// collector returns the current tokens. After a rotation the counters start from
+// zero, as after a restart.
+type collector func() *platform.Tokens
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(descs chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, descs) }
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(metrics chan<- prometheus.Metric) {
-	for name, current := range c {
-		s := current().Stats()
-		gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-			metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, append([]string{name}, labels...)...)
-		}
-		count := func(d *prometheus.Desc, n uint64) {
-			metrics <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), name)
-		}
-		gauge(sources, float64(s.Fresh), moovauth.PhaseFresh)
-		gauge(sources, float64(s.Stale), moovauth.PhaseStale)
-		gauge(sources, float64(s.Sources-s.Fresh-s.Stale), moovauth.PhaseNone)
-		gauge(coolingDown, float64(s.CoolingDown))
-		gauge(inLine, float64(s.InLine))
-		gauge(longestWait, s.LongestWait.Seconds())
-		gauge(rate, s.Rate)
-		gauge(needed, s.Needed)
-		count(served, s.Served)
-		count(refused, s.Refused)
-		count(minted, s.Minted)
-		count(revoked, s.Revoked)
-		count(timedOut, s.TimedOut)
-		count(abandoned, s.Abandoned)
-		count(failed, s.Failed)
-		count(grants, s.GrantsFailed)
-		count(evicted, s.Evicted)
+	const gauge, counter = prometheus.GaugeValue, prometheus.CounterValue
+	s := c().Stats()
+	for _, m := range []struct {
+		name, help string
+		kind       prometheus.ValueType
+		value      float64
+	}{
+		{"sources", "Accounts' sources that are kept.", gauge, float64(s.Sources)},
+		{"sources_fresh", "Sources with a fresh token.", gauge, float64(s.Fresh)},
+		{"sources_stale", "Sources with a good token that is being refreshed, or that the next call refreshes.", gauge, float64(s.Stale)},
+		{"sources_cooling_down", "Sources that back off after a failure.", gauge, float64(s.CoolingDown)},
+		{"requests_in_line", "Token and revoke requests in the queue.", gauge, float64(s.InLine)},
+		{"longest_wait_seconds", "How long the first of them has waited.", gauge, s.LongestWait.Seconds()},
+		{"requests_per_second", "The rate of the queue.", gauge, s.Rate},
+		{"needed_requests_per_second", "Refreshes that the accounts in use need.", gauge, s.Needed},
+		{"requests_served_total", "Token and revoke requests that succeeded.", counter, float64(s.Served)},
+		{"requests_refused_total", "429s to token and revoke requests.", counter, float64(s.Refused)},
+		{"tokens_minted_total", "Tokens that were minted for pages and apps.", counter, float64(s.Minted)},
+		{"tokens_revoked_total", "Tokens that were revoked.", counter, float64(s.Revoked)},
+		{"timeouts_total", "Pages that got a 503 because they waited in the queue for too long.", counter, float64(s.TimedOut)},
+		{"abandoned_total", "Pages that disconnected before they had a token.", counter, float64(s.Abandoned)},
+		{"failures_total", "Tokens not minted and not revoked, and sources that RevokeAll did not finish.", counter, float64(s.Failed)},
+		{"grants_failed_total", "Token requests of sources that failed.", counter, float64(s.GrantsFailed)},
+		{"evicted_total", "Sources that were removed with a good token.", counter, float64(s.Evicted)},
+	} {
+		desc := prometheus.NewDesc("moovauth_platform_"+m.name, m.help, nil, nil)
+		metrics <- prometheus.MustNewConstMetric(desc, m.kind, m.value)
 	}
 }

@@ -1,169 +1,204 @@
 package main
 
-// This file is the service as its users and its operators see it.
+// This file is the service as its users and its operators see it, and the sessions
+// of the users.
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net/http"
-	"strconv"
+	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/oauth2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/moovauth/moovauth"
-	"github.com/moovauth/moovauth/dircache"
 	"github.com/moovauth/moovauth/platform"
 )
 
-type config struct {
-	api     string // Moov's base URL
-	account string // of the demo user, at Moov
-	cache   string // a directory; "": no cache
-	key     func() (moovauth.Credentials, error)
-	source  []moovauth.Option // such as WithOrigin
-	client  *http.Client      // for token requests, and for calls
-	log     *slog.Logger
-}
-
 type service struct {
-	config
-	keys     *rotating
-	sessions *sessions
-	handler  http.Handler
+	api    string                               // Moov's base URL
+	client *http.Client                         // for token requests, and for calls
+	cache  moovauth.Cache                       // nil: none
+	key    func() (moovauth.Credentials, error) // reads the API key
+
+	current  atomic.Pointer[platform.Tokens]
+	sessions sync.Map // of users, by the value of their cookie: map[string]*session
+
+	// Only the goroutine of serve uses these two.
+	Creds  moovauth.Credentials // of current; exported, or else fmt would print the secret
+	former *platform.Tokens     // of the former API key; nil before the first rotation
 }
 
-func newService(ctx context.Context, c config) (*service, error) {
-	opts := append([]moovauth.Option{
-		moovauth.WithBaseURL(c.api), moovauth.WithHTTPClient(c.client), moovauth.WithTimeout(callTimeout),
-	}, c.source...)
-	if c.cache != "" {
-		cache, err := dircache.New(c.cache)
-		if err != nil {
-			return nil, err
-		}
-		opts = append(opts, moovauth.WithCache(cache))
-	}
-	s := &service{config: c, keys: new(rotating), sessions: newSessions(c.log)}
-	s.keys.connect = func(creds moovauth.Credentials) (tokens *platform.Tokens, err error) {
-		minted := func(r *http.Request, token *oauth2.Token) error { return s.sessions.minted(r, token, tokens) }
-		tokens, err = platform.New(creds, platform.WithRate(10), platform.WithLogger(c.log),
-			platform.WithSource(opts...), platform.WithMinted(minted))
-		return tokens, err
-	}
-	creds, err := c.key()
-	if err != nil {
-		return nil, err
-	}
-	tokens, err := s.keys.connect(creds)
-	if err != nil {
-		return nil, err
-	}
-	if err := try(ctx, tokens); err != nil && !temporary(err) { // a wrong key is found now, but an outage need not stop us
-		return nil, err
-	}
-	s.keys.Creds = creds
-	s.keys.current.Store(tokens)
-
+func (s *service) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /sign-in", s.signIn)
 	mux.HandleFunc("POST /sign-out", s.signOut)
 	mux.HandleFunc("GET /cards", s.cards)
-	mux.HandleFunc("/moov-token", s.mint)
-	mux.Handle("GET /moov-token.js", platform.PageModule())
-	// These are not for users: let the proxy in front of the service hide them.
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collector{"live": s.keys.current.Load})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.Handle("GET /ready", readiness(s.keys.current.Load))
-	mux.HandleFunc("GET /live", func(http.ResponseWriter, *http.Request) {}) // says nothing about Moov: a restart would not help
-	s.handler = http.NewCrossOriginProtection().Handler(mux)
-	return s, nil
-}
-
-// readiness answers 503 while accounts get no tokens: as many of them back off
-// after a failure as have a good token, or more. It makes no request. Accounts
-// that are idle do not count.
-func readiness(current func() *platform.Tokens) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s := current().Stats()
-		if good := s.Fresh + s.Stale; s.CoolingDown > 0 && s.CoolingDown >= good {
-			http.Error(w, fmt.Sprintf("%d accounts get no token, %d have one", s.CoolingDown, good), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
+	mux.HandleFunc("/moov-token", func(w http.ResponseWriter, r *http.Request) {
+		s.current.Load().Handler(s.pageScopes).ServeHTTP(w, r)
 	})
+	mux.Handle("GET /moov-token.js", platform.PageModule())
+	// The rest is not for users: let the proxy in front of the service hide it.
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector(s.current.Load))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /ready", s.ready)
+	mux.HandleFunc("GET /live", func(http.ResponseWriter, *http.Request) {}) // does not look at Moov: a restart would not help
+	return http.NewCrossOriginProtection().Handler(mux)
 }
 
-// mint gives the user's page a token that can add cards to the user's account.
-func (s *service) mint(w http.ResponseWriter, r *http.Request) {
-	s.keys.current.Load().Handler(func(r *http.Request) ([]string, error) {
-		account, ok := s.sessions.account(r)
-		if !ok {
-			return nil, platform.StatusError(http.StatusUnauthorized)
-		}
-		return []string{"/accounts/" + account + "/cards.write"}, nil
-	}).ServeHTTP(w, r)
+// ready answers 503 while accounts get no tokens: as many of them back off after a
+// failure as have a good token, or more. It makes no request. Idle accounts do not
+// count.
+func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
+	if stats := s.current.Load().Stats(); stats.CoolingDown > 0 && stats.CoolingDown >= stats.Fresh+stats.Stale {
+		http.Error(w, "too many accounts get no token", http.StatusServiceUnavailable)
+	}
 }
 
 // cards sends the cards of the user's account, with a token that can only read them.
 func (s *service) cards(w http.ResponseWriter, r *http.Request) {
-	account, ok := s.sessions.account(r)
-	if !ok {
+	open, err := s.session(r)
+	if err != nil {
 		http.Error(w, "sign in first", http.StatusUnauthorized)
 		return
 	}
-	client, err := s.keys.client("/accounts/" + account + "/cards.read")
+	client, err := s.current.Load().Client(open.account + "/cards.read") // not kept: it would use the former API key after a rotation
 	if err != nil {
-		s.fail(w, err)
+		fail(w, err)
 		return
 	}
-	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, s.api+"/accounts/"+account+"/cards", nil)
+	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, s.api+open.account+"/cards", nil)
 	if err != nil {
-		s.fail(w, err)
+		fail(w, err)
 		return
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		s.fail(w, err)
+		fail(w, err)
 		return
 	}
 	defer resp.Body.Close()
+	w.Header().Set("Cache-Control", "no-store")
 	switch resp.StatusCode {
 	case http.StatusOK:
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.Copy(w, resp.Body) // the user may have left
-	case http.StatusTooManyRequests: // not retried here: the user knows whether it is worth it
+	case http.StatusTooManyRequests: // the caller knows whether a retry is worth it
 		w.Header().Set("Retry-After", resp.Header.Get("Retry-After"))
 		http.Error(w, "try again later", http.StatusServiceUnavailable)
 	default: // 401: another token was refused, too. 403: the scopes do not suffice
-		s.fail(w, fmt.Errorf("GET /cards: Moov answered %s (request ID %s)", resp.Status, resp.Header.Get("X-Request-Id")))
+		fail(w, fmt.Errorf("Moov answered %s (request ID %s)", resp.Status, resp.Header.Get("X-Request-Id")))
 	}
 }
 
-// fail tells the log why a call failed, and the user whether to try again.
-func (s *service) fail(w http.ResponseWriter, err error) {
-	s.log.Error("call failed", "error", err)
-	if !temporary(err) {
-		http.Error(w, "bad gateway", http.StatusBadGateway)
-		return
+// fail logs why a call failed, and tells the user whether to try again.
+func fail(w http.ResponseWriter, err error) {
+	slog.Error("call failed", "error", err)
+	status := http.StatusBadGateway
+	if temporary(err) {
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", "5")
 	}
-	var backingOff *moovauth.CoolDownError
-	if errors.As(err, &backingOff) {
-		seconds := math.Ceil(time.Until(backingOff.Until).Seconds())
-		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(seconds))))
-	}
-	http.Error(w, "try again later", http.StatusServiceUnavailable)
+	http.Error(w, http.StatusText(status), status)
 }
 
-// temporary reports whether the call that failed is worth a retry.
+// temporary reports whether a retry may succeed.
 func temporary(err error) bool {
 	var t interface{ Temporary() bool }
 	return errors.As(err, &t) && t.Temporary()
+}
+
+// pageScopes returns the scopes of the token for the user's page, which can add cards
+// to the user's account.
+func (s *service) pageScopes(r *http.Request) ([]string, error) {
+	open, err := s.session(r)
+	if err != nil {
+		return nil, err
+	}
+	return []string{open.account + "/cards.write"}, nil
+}
+
+// A session is a user who is signed in. Put your own sign-in in place of signIn and
+// session, with a limit for how long a session lasts.
+type session struct {
+	id      string // the value of the cookie
+	account string // the path of the user's account at Moov: /accounts/ and its ID
+	// The tokens of the user's pages, and the Tokens that minted them, since only the
+	// same API key can revoke a token (RFC 7009 §2.1): map[*oauth2.Token]*platform.Tokens
+	pages sync.Map
+}
+
+// signIn signs the demo user in, without a password.
+func (s *service) signIn(w http.ResponseWriter, _ *http.Request) {
+	open := &session{id: rand.Text(), account: "/accounts/" + cmp.Or(os.Getenv("MOOV_ACCOUNT"), "demo")}
+	s.sessions.Store(open.id, open)
+	http.SetCookie(w, &http.Cookie{Name: "session", Value: open.id, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
+}
+
+// session returns the session of the user who made a request.
+func (s *service) session(r *http.Request) (*session, error) {
+	if cookie, err := r.Cookie("session"); err == nil {
+		if open, ok := s.sessions.Load(cookie.Value); ok {
+			return open.(*session), nil
+		}
+	}
+	return nil, platform.StatusError(http.StatusUnauthorized)
+}
+
+// minted notes a token before its page receives it. If the user has signed out
+// meanwhile, the error makes the handler revoke the token.
+func (s *service) minted(r *http.Request, token *oauth2.Token, by *platform.Tokens) error {
+	open, err := s.session(r)
+	if err != nil {
+		return err
+	}
+	for former := range open.pages.Range {
+		if time.Now().After(former.(*oauth2.Token).Expiry) {
+			open.pages.Delete(former)
+		}
+	}
+	open.pages.Store(token, by)
+	_, err = s.session(r) // again: a sign-out in between did not see the token
+	return err
+}
+
+// signOut also succeeds if Moov is down. The log then says that a token is not
+// revoked, and the token lives until it expires.
+func (s *service) signOut(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 5*time.Second) // also if the page disconnects
+	defer cancel()
+	if open, err := s.session(r); err == nil {
+		_ = s.end(ctx, open)
+	}
+	http.SetCookie(w, &http.Cookie{Name: "session", Path: "/", MaxAge: -1})
+}
+
+// end ends a session, and revokes the tokens of its pages.
+func (s *service) end(ctx context.Context, open *session) (err error) {
+	s.sessions.Delete(open.id)
+	for token, by := range open.pages.Range {
+		err = errors.Join(err, by.(*platform.Tokens).Revoke(ctx, token.(*oauth2.Token).AccessToken))
+	}
+	return err
+}
+
+// each calls f for all sessions at the same time, and returns the first error.
+func (s *service) each(f func(*session) error) error {
+	var all errgroup.Group
+	for _, open := range s.sessions.Range {
+		all.Go(func() error { return f(open.(*session)) })
+	}
+	return all.Wait()
 }
