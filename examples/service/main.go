@@ -191,7 +191,7 @@ func (s *service) shutdown(server *http.Server) error {
 	defer cancel()
 	calls, stop := context.WithTimeout(ctx, callTimeout) // leaves the rest for the tokens
 	defer stop()
-	err := errors.Join(server.Shutdown(calls), server.Close()) // Close ends the calls that are left
+	err := errors.Join(server.Shutdown(calls), server.Close()) // Close ends what is left
 	err = errors.Join(err, s.each(func(open *session) error { return s.end(ctx, open) }))
 	if s.former != nil {
 		err = errors.Join(err, s.former.RevokeAll(ctx))

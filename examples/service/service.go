@@ -58,9 +58,8 @@ func (s *service) handler() http.Handler {
 	return http.NewCrossOriginProtection().Handler(mux)
 }
 
-// ready answers 503 while accounts get no tokens: as many of them back off after a
-// failure as have a good token, or more. It makes no request. Idle accounts do not
-// count.
+// ready answers 503 if at least as many accounts back off after a failure as have a
+// valid token. It makes no request. Idle accounts do not count.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	if stats := s.current.Load().Stats(); stats.CoolingDown > 0 && stats.CoolingDown >= stats.Fresh+stats.Stale {
 		http.Error(w, "too many accounts get no token", http.StatusServiceUnavailable)
