@@ -1,5 +1,5 @@
-// Package dircache stores the tokens of package moovauth in a directory, so that
-// the processes of one machine share them:
+// Package dircache stores the tokens of package moovauth in a directory, so
+// that the processes of one user on one machine share them:
 //
 //	cache, err := dircache.New("/var/lib/myapp/moov")
 //	if err != nil {
@@ -39,22 +39,25 @@ var errHeld = errors.New("the lock is held")
 // [New]. It is safe for concurrent use, and any number of sources may share it.
 //
 // A key must be a file name that does not end in ".lock". Files can be read and
-// written only by their owner (0600). Only regular files are used: a link, a
-// named pipe or anything else that has the name of an entry is not opened, and
-// every method returns an error that says to remove it.
+// written only by their owner (0600). Only regular files are used. If a link, a
+// named pipe or another special file has the name of an entry, every method
+// returns an error that names the file to remove.
 //
-// An entry is written completely or not at all, even if the process is killed. A
-// process that is killed may leave a file with ".part-" in its name, which can be
-// removed. Files are not synced to the disk, so after a power failure an entry may be
-// missing, older or damaged. A missing or damaged entry costs a token request. An
-// older entry may cause a refresh token to be sent a second time.
+// An entry is written completely or not at all, even if the process is killed.
+// A process that is killed may leave a file with ".part-" in its name. Such a
+// file can be removed when it is older than a minute. Files are not synced to
+// the disk, so after a power failure an entry may be missing, older or damaged.
+// A missing or damaged entry costs a token request. An older entry may cause a
+// refresh token to be sent a second time: the server refuses it, and may revoke
+// the tokens that descend from it.
 //
 // Use a local directory, because network file systems may not support the lock.
 type Cache struct{ dir string }
 
-// New returns a cache in dir. If the directory does not exist, New creates it for its
-// owner only (0700). New returns an error if it cannot write to the directory. It
-// resolves a relative dir, so a later change of the working directory has no effect.
+// New returns a cache in dir. It creates dir, and its missing parents, for
+// their owner only (0700). It returns an error if it cannot write to dir. A
+// relative dir is resolved, so a later change of the working directory has no
+// effect.
 func New(dir string) (*Cache, error) {
 	if dir == "" {
 		return nil, errors.New("dircache: dir is empty: name a directory")
@@ -82,9 +85,9 @@ func New(dir string) (*Cache, error) {
 	return c, nil
 }
 
-// Get returns the entry for key. If there is none, the error is [fs.ErrNotExist]. If
-// the directory was removed after New, Get returns another error, so that the loss is
-// noticed. Put and Lock create the directory again.
+// Get returns the entry for key. If there is none, the error wraps
+// [fs.ErrNotExist]. If the directory was removed after New, the error does not,
+// so a source logs the failure. Put and Lock create the directory again.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	dir, err := c.openFor(ctx, key, "", false)
 	if err != nil {
@@ -125,11 +128,11 @@ func (c *Cache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// Lock waits for the lock on key until ctx ends, and then returns the error of ctx.
-// The name of the lock file is the name of the entry and ".lock". The lock file is
-// never removed. It is locked with flock on Unix, and opened without sharing on
-// Windows, so the operating system releases the lock of a process that dies. On other
-// systems the error of Lock is [errors.ErrUnsupported].
+// Lock waits for the lock on key. If ctx ends first, the error wraps that of
+// ctx. The name of the lock file is the name of the entry and ".lock". The lock
+// file is never removed. It is locked with flock on Unix, and opened without
+// sharing on Windows, so the operating system releases the lock of a process
+// that dies. On other systems the error of Lock is [errors.ErrUnsupported].
 func (c *Cache) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	for {
 		unlock, err := c.tryLock(ctx, key)

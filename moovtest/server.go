@@ -7,22 +7,21 @@
 //
 //	server := moovtest.NewServer(moovtest.WithLifetime(time.Minute))
 //	defer server.Close()
-//	server.Enqueue(moovtest.Answer{Status: 503}) // the first token request fails
+//	server.Enqueue(moovtest.Answer{Status: 503}) // the first token or revoke request gets a 503
 //
 //	// Point the code under test at server.URL, with server.ClientID and
 //	// server.ClientSecret. Then check the requests that it made:
 //	requests := server.TokenRequests()
 //
-// [Server.SetAnswer] starts and ends an outage of the token endpoint.
+// [Server.SetAnswer] starts and ends an outage of these two endpoints.
 //
 // [NewServer] listens on a loopback port. [NewInMemory] opens no socket, so it
 // also works inside a [testing/synctest] bubble, where a sleep until a token
 // expires takes no real time. [Server.Close] explains how to end such a test.
 //
-// With NewInMemory, the code under test must use the server's client. A token source
-// of package moovauth takes it as moovauth.WithHTTPClient(server.Client()). With any
-// other client, requests fail with an error such as "lookup moov.test on
-// 127.0.0.53:53: no such host".
+// With NewInMemory, the code under test must use the server's client. A token
+// source of package moovauth takes it as
+// moovauth.WithHTTPClient(server.Client()).
 package moovtest
 
 // This file holds the Server as a test sees it: its options, the methods that
@@ -48,8 +47,8 @@ import (
 // token stays valid until it expires. Revoking a token does not revoke any
 // other token, and revoking an unknown token succeeds (RFC 7009 §2.2).
 //
-// The server is as strict as the strictest server that a client may meet. It
-// answers 400 with the error code invalid_request if
+// The server is stricter than Moov may be. It answers 400 with the error code
+// invalid_request if
 //   - a parameter is given twice (RFC 6749 §3.2),
 //   - the client ID or secret in the body differs from the one in the
 //     Authorization header, or
@@ -368,7 +367,8 @@ type Answer struct {
 	Body string
 
 	// Latency is added to the server's own latency. The wait comes before the
-	// server does or sends anything.
+	// server does or sends anything. For a slow reply of the usual kind, use
+	// [Server.SetLatency] instead.
 	Latency time.Duration
 
 	// Lost makes the server process the request as usual, and then hang up
@@ -405,10 +405,11 @@ func (s *Server) Enqueue(answers ...Answer) {
 // server replies as usual again. Requests that have already arrived are not
 // affected.
 //
-// Use SetAnswer for an outage of the token endpoint. The answer can have a Status of
-// 503, a Handler that hangs up by panicking with [http.ErrAbortHandler], or a Handler
-// that waits until the request's context ends. GET /ping and the endpoints added
-// with [Server.Handle] still work, so clients can still use their current tokens.
+// Use SetAnswer for an outage of both endpoints. The answer can have a Status
+// of 503, a Handler that hangs up by panicking with [http.ErrAbortHandler], or
+// a Handler that waits until the request's context ends. GET /ping and the
+// endpoints added with [Server.Handle] still work, so clients can still use
+// their current tokens.
 //
 // Answers in the queue of [Server.Enqueue] are used first. As with Enqueue, a request
 // that gets the answer is only recorded, unless [Answer.Lost] is set, and a request

@@ -48,24 +48,26 @@ func (e StatusError) StatusCode() int { return int(e) }
 //		return []string{"/accounts/" + user.MoovAccount + "/cards.write"}, nil
 //	}))
 //
-// The scopes function returns the scopes that the user may have. Handler calls it
-// for each POST from a page of the same origin (see [http.CrossOriginProtection]) or
-// of an origin in [WithOrigins]. The function must identify the user itself, by a
-// cookie or a header. It is also the place for a rate limit for each user:
-// without one, a page that asks in a loop delays all other pages.
+// The scopes function returns the scopes that the user may have. It must
+// identify the user itself, by a cookie or a header. Handler calls it for each
+// POST, except those that a browser sends from another origin that is not in
+// [WithOrigins]: see [http.CrossOriginProtection]. The function is also the
+// place for a rate limit for each user: without one, a page that asks in a loop
+// delays all other pages.
 //
-// The reply is a token response (RFC 6749 §5.1): JSON with access_token, token_type,
-// expires_in, in seconds from now, and scope. It never contains a refresh token. All
-// other replies are JSON with a member "error" that only names the status:
+// The reply is a token response (RFC 6749 §5.1): JSON with access_token,
+// token_type, scope, and expires_in in seconds. It never contains a refresh
+// token. All other replies are JSON with a member "error" that only names the
+// status:
 //
 //	403  the page has another origin
 //	405  the method is not POST
 //	500  the scopes function failed, or returned no scopes or invalid ones
 //	     (see moovauth.WithScopes)
 //	502  Moov refused the request, or could not be reached
-//	503  the request waited in the queue for 10 s, or its context ended there:
-//	     Retry-After says when to try again. Or the scopes function failed because
-//	     a context ended
+//	503  the request waited in the queue for 10 s, or its context ended there; the
+//	     header Retry-After says when to try again
+//	503  the scopes function failed because a context ended
 //	504  Moov did not answer in time
 //
 // If the error of the scopes function has a method StatusCode() int, as a
@@ -75,9 +77,9 @@ func (e StatusError) StatusCode() int { return int(e) }
 // in the function is left to net/http. If the page disconnects, its request leaves
 // the queue at once.
 //
-// Set the WriteTimeout of the [http.Server] to more than the 10 s in the queue plus
-// [moovauth.WithTimeout]. If it is shorter, a page may get no reply, and its token is
-// lost.
+// If the [http.Server] has a WriteTimeout, it must be longer than the 10 s in
+// the queue, [moovauth.WithTimeout] (30 s by default) and your functions
+// together. Otherwise a page may get no reply, and its token is lost.
 //
 // Handler does not keep the tokens that it mints. To revoke the tokens of a user at
 // sign-out, store them with [WithMinted], as the SignOut example does.

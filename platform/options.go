@@ -20,8 +20,8 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-// An Option configures [New]. If an option is given twice, the last one counts,
-// except for [WithSource] and [WithOrigins], which add up.
+// An Option configures [New]. If an option is given twice, the last one
+// applies, except for [WithSource] and [WithOrigins].
 type Option func(*config) error
 
 // config is the sum of the options. It does not change after New.
@@ -37,7 +37,7 @@ type config struct {
 
 func newConfig(opts []Option) (config, error) {
 	c := config{
-		perSecond: 10, // all that Moov takes from a test account
+		perSecond: 10, // all that Moov allows a test account
 		capacity:  10_000,
 		origins:   make(map[string]bool),
 		minted:    func(*http.Request, *oauth2.Token) error { return nil },
@@ -65,30 +65,33 @@ func option(ok bool, set func(*config), wanted string, args ...any) Option {
 	}
 }
 
-// WithRate sets how many token and revoke requests the queue may send per second.
-// Moov takes 40 requests a second from one account and IP address, or 10 if it is a
-// test account. API calls count towards Moov's limit too, and do not wait in the
-// queue, so leave room for them. If the server takes fewer requests than this, its
-// 429s slow the queue down. Default: 10.
+// WithRate sets how many token and revoke requests the queue may send per
+// second. Moov allows 40 requests a second from one IP address for the account
+// that owns the API key, or 10 if it is a test account. API calls count towards
+// Moov's limit too, and do not wait in the queue, so leave room for them. If
+// Moov allows fewer requests than this, its 429s slow the queue down. The
+// default is 10.
 //
-// Moov's tokens live for 15 minutes and are refreshed after 12 minutes. With these
-// tokens the rate suffices if
+// Moov's tokens live for 15 minutes and are refreshed after 12 minutes. With
+// these tokens the rate suffices if
 //
-//	accounts in use / 720 s + pages per second < 0.97 of the rate
+//	sources in use / 720 s + mints per second < 0.97 of the rate
 //
-// For example, 10 requests a second suffice for 5,000 accounts and 2 pages a second.
-// [Stats] reports the first term as Needed.
+// For example, 10 requests a second suffice for 5,000 sources and 2 mints a
+// second. An account has a source for each set of scopes. An open page needs a
+// mint every 12 minutes. [Stats] reports the first term as Needed.
 func WithRate(perSecond float64) Option {
 	return option(perSecond > 0 && !math.IsInf(perSecond, 0), func(c *config) { c.perSecond = perSecond },
 		"WithRate: want a number of requests per second above 0, such as 10; got %v", perSecond)
 }
 
-// WithCapacity sets how many sources are kept. If there are more, the least recently
-// used source is removed. A caller that holds a removed source can continue to use
-// it, and [Tokens.Source] still finds it. If no caller holds it, the next call of
-// Source makes a new source, which costs a token request. So the capacity should be
-// at least the number of accounts in use. [Stats] counts the sources that were removed
-// while their token was valid as Evicted. Default: 10,000.
+// WithCapacity sets how many sources are kept. If there are more, the least
+// recently used source is removed. A caller that holds a removed source can
+// continue to use it, and [Tokens.Source] still finds it. If no caller holds
+// it, the next call to Source makes a new source, which costs a token request.
+// So the capacity should be at least the number of sources in use: the
+// accounts, times the sets of scopes for each. Stats.Evicted counts the sources
+// that were removed while their token was valid. The default is 10,000.
 func WithCapacity(n int) Option {
 	return option(n > 0, func(c *config) { c.capacity = n }, "WithCapacity: want a number of sources of 1 or more, got %d", n)
 }
@@ -103,15 +106,16 @@ func WithCapacity(n int) Option {
 // request needs. If l has Refused(retryAfter time.Duration), it is called for each 429
 // to a token or revoke request.
 //
-// If l.Wait returns an error, the queue keeps to [WithRate] for a second, and then
-// asks l again. Default: no limiter.
+// If l.Wait returns an error, the queue keeps to [WithRate] for a second, and
+// then asks l again. By default there is no limiter.
 func WithLimiter(l moovauth.Limiter) Option {
 	return option(l != nil, func(c *config) { c.shared = l }, "WithLimiter: the limiter is nil: leave the option out to do without")
 }
 
-// WithSource sets options for all sources, and for the requests of [Tokens.Mint],
-// [Tokens.Handler] and [Tokens.Revoke]: for example the base URL, the origin, the HTTP
-// client and the cache. If WithSource is given twice, the options add up.
+// WithSource sets options for all sources, and for the requests of
+// [Tokens.Mint], [Tokens.Handler] and [Tokens.Revoke]: for example the base
+// URL, the origin, the HTTP client and the cache. If WithSource is given twice,
+// all options apply.
 //
 // A WithScopes among the options has no effect. [New] refuses WithToken, because all
 // accounts would share the token. It refuses moovauth.WithLimiter too: use
@@ -121,11 +125,12 @@ func WithSource(opts ...moovauth.Option) Option {
 		func(c *config) { c.source = append(c.source, opts...) }, "WithSource: an option is nil: leave it out")
 }
 
-// WithLogger sets the logger of all sources, and of all requests that mint or revoke a
-// token: see [moovauth.WithLogger]. A warning about the scopes or the lifetime that
-// Moov has granted is logged only once for each set of scopes. Three more warnings are
-// logged only once: [WithRate] is too low for the accounts in use, [WithCapacity] is
-// too low for them, and the limiter of [WithLimiter] has failed. Default: no log.
+// WithLogger sets the logger of all sources, and of all requests that mint or
+// revoke a token: see [moovauth.WithLogger]. A warning about the scopes or the
+// lifetime that Moov has granted is logged only once for each set of scopes.
+// Three more warnings are logged only once: [WithRate] is too low for the
+// sources in use, [WithCapacity] is too low for them, and the limiter of
+// [WithLimiter] has failed. By default, nothing is logged.
 func WithLogger(l *slog.Logger) Option {
 	return option(l != nil, func(c *config) {
 		c.logger = slog.New(once{l.Handler(), new(sync.Map)})
@@ -157,19 +162,20 @@ func (o once) Handle(ctx context.Context, r slog.Record) error {
 	return o.Handler.Handle(ctx, r)
 }
 
-// WithMinted sets a function that [Tokens.Handler] calls with each token before it
-// replies to the page. The function is called even if the page has disconnected. Use
-// it to store the token, so that you can revoke the token at sign-out. If f returns an
-// error, Handler revokes the token, and replies as it does to an error of its scopes
-// function.
+// WithMinted sets a function that [Tokens.Handler] calls with each token before
+// it replies to the page. Use it to store the token, so that you can revoke the
+// token at sign-out. The function is called even if the page has disconnected,
+// and the context of the request has ended then. If the function returns an
+// error, Handler revokes the token, and replies as it does to an error of its
+// scopes function.
 func WithMinted(f func(*http.Request, *oauth2.Token) error) Option {
 	return option(f != nil, func(c *config) { c.minted = f }, "WithMinted: the function is nil: leave the option out to note nothing")
 }
 
-// WithOrigins sets the other origins whose pages may use [Tokens.Handler], such as
-// https://app.example.com or capacitor://localhost. Handler answers their CORS
-// preflight requests, and their requests may carry cookies. If WithOrigins is given
-// twice, the origins add up.
+// WithOrigins sets the other origins whose pages may use [Tokens.Handler], such
+// as https://app.example.com or capacitor://localhost. Handler answers their
+// CORS preflight requests, and their requests may carry cookies. If WithOrigins
+// is given twice, all origins apply.
 //
 // For a page of an https origin in this list, the token request to Moov carries the
 // page's origin. So each of these origins must also be on the API key's list of

@@ -31,7 +31,7 @@ var pageModuleTag = fmt.Sprintf(`"%x"`, sha256.Sum256(pageModule))
 //	url                              the URL of Tokens.Handler
 //	headers                          are sent with each request, for the scopes function
 //	onToken(token)                   is called with each token: access_token, token_type, expires_in, scope
-//	onEnd(status)                    is called after a 401, 403 or 409: the module requests no more tokens
+//	onEnd(status)                    is called after a 401, 403 or 409, which the scopes function can return: the module stops
 //	onTrouble({ status, retryIn })   is called after any other failure; status is 0 if there was no answer.
 //	                                 The module tries again after retryIn seconds
 //

@@ -24,21 +24,23 @@ import (
 // Tokens manages the tokens of one API key. Make one with [New] for each key, and
 // share it: it is safe for concurrent use.
 //
-// All of its token and revoke requests wait in one queue, which has three classes.
-// Interactive requests go first: a person waits for what [Tokens.Mint],
-// [Tokens.Handler] and [Tokens.Revoke] request. Next come requests for sources
-// without a valid token, whose callers wait, and revocations of sources. Last come
-// background refreshes, for which no one waits. Of every ten requests that the queue
-// sends, each class that has requests gets at least one. Within a class, the request
-// that came first is sent first.
+// All of its token and revoke requests wait in one queue, which has three
+// classes. Interactive requests go first: those of [Tokens.Mint],
+// [Tokens.Handler] and [Tokens.Revoke], for which a person waits. Next come
+// requests for sources without a valid token, whose callers wait, and
+// revocations of sources. Last come background refreshes, for which no one
+// waits. Of every ten requests that the queue sends, each class that has
+// requests gets at least one. Within a class, the request that came first is
+// sent first.
 //
-// The queue sends requests at 0.97 of [WithRate]. If Moov answers a token or revoke
-// request with 429, the queue stops for the time that Retry-After asks for, or for
-// 250 ms. It then continues at the rate that the server was seen to take. After 30 s
-// without a 429 its rate rises by 5 % a second. If the higher rate leads to a 429, the
-// next rise comes after twice as long, up to 5 minutes. The request that was refused
-// keeps its place in the queue. API calls through [Tokens.Client] do not wait in the
-// queue, and their 429s do not slow it down.
+// The queue sends requests at 0.97 of [WithRate]. If Moov answers a token or
+// revoke request with 429, the queue stops for the time that Retry-After asks
+// for, or for 250 ms. It then continues at the rate at which Moov last accepted
+// requests. After 30 s without a 429 its rate rises by 5 % a second. If the
+// higher rate leads to a 429, the next rise comes after twice as long, up to 5
+// minutes. The request that was refused keeps its place in the queue. API calls
+// through [Tokens.Client] do not wait in the queue, and their 429s do not slow
+// it down.
 type Tokens struct {
 	config
 	creds   func() moovauth.Credentials // a function, so that fmt cannot print the secret
@@ -113,9 +115,9 @@ func (t *Tokens) Source(scopes ...string) (*moovauth.TokenSource, error) {
 	return t.sources.get(scopes)
 }
 
-// Client returns an HTTP client that authorises its requests with the source that
-// [Tokens.Source] returns: see [moovauth.TokenSource.Client]. The client returns a 429
-// of the API to its caller, and does not retry the call.
+// Client returns an HTTP client that authorizes its requests with the source
+// that [Tokens.Source] returns: see [moovauth.TokenSource.Client]. If the API
+// answers 429, the client returns that response, and does not retry the call.
 func (t *Tokens) Client(scopes ...string) (*http.Client, error) {
 	s, err := t.Source(scopes...)
 	if err != nil {
@@ -124,20 +126,22 @@ func (t *Tokens) Client(scopes ...string) (*http.Client, error) {
 	return s.Client(), nil
 }
 
-// Mint requests a new access token for a page or an app. The token is not kept or
-// cached. It comes without a refresh token, and its Extra method finds only "scope".
+// Mint requests a new access token for a page or an app, and does not keep the
+// token. Its Extra method finds only "scope".
 //
-// Mint waits in the queue as an interactive request, until ctx ends. It drops the
-// refresh token that Moov sends along: that token stays alive at Moov, but no one
-// has it. If ctx ends after the request was sent, Moov may still issue a token. No
-// one has that token, and it stays alive until it expires.
+// Mint waits in the queue as an interactive request. If ctx ends first, Mint
+// returns an error. Mint discards the refresh token that Moov sends with the
+// access token. No one has that refresh token, but it stays valid at Moov. If
+// ctx ends after the request was sent, Moov may issue an access token that no
+// one receives.
 func (t *Tokens) Mint(ctx context.Context, scopes ...string) (*oauth2.Token, error) {
 	token, _, err := t.mint(ctx, math.MaxInt64, "", scopes)
 	return token, err
 }
 
 // Revoke revokes an access token that Mint or Handler has minted: see
-// [moovauth.Revoke]. It waits in the queue as an interactive request, until ctx ends.
+// [moovauth.Revoke]. It waits in the queue as an interactive request, and stops
+// when ctx ends.
 func (t *Tokens) Revoke(ctx context.Context, token string) error {
 	if t.queue == nil {
 		return errZero
@@ -150,8 +154,8 @@ func (t *Tokens) Revoke(ctx context.Context, token string) error {
 	return err
 }
 
-// Stats is the state of a [Tokens], and what it has done since it was made. The
-// fields of type uint64 are counters, which only grow.
+// Stats holds the state of a [Tokens], and counts what it has done since it was
+// made. The fields of type uint64 are the counts, which never decrease.
 type Stats struct {
 	Sources     int           // sources that are kept: see [WithCapacity]
 	Fresh       int           // kept sources whose token is fresh: see [moovauth.PhaseFresh]
@@ -173,8 +177,9 @@ type Stats struct {
 	Evicted      uint64 // sources that were removed while their token was valid: see [WithCapacity]
 }
 
-// Stats returns the state and the counts of t. It makes no request. With 100,000
-// sources it takes some tens of milliseconds, and delays other calls by a few.
+// Stats returns the state and the counts of t. It makes no request. With
+// 100,000 sources it takes some tens of milliseconds, and delays other calls by
+// a few milliseconds.
 func (t *Tokens) Stats() Stats {
 	if t.queue == nil {
 		return Stats{}

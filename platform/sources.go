@@ -121,13 +121,15 @@ func (s *sources) report(st *Stats, waiting int) {
 const revokeAtOnce = 1000
 
 // RevokeAll revokes all tokens of all sources, including removed sources that a
-// caller still holds. It does not revoke minted tokens: see [Tokens.Revoke]. It
-// waits in the queue, and stops when ctx ends.
+// caller still holds. It does not know the tokens of other removed sources and
+// minted tokens: see [WithCapacity] and [Tokens.Revoke]. It waits in the queue,
+// and stops when ctx ends.
 //
-// RevokeAll revokes up to a thousand sources at the same time. It revokes the refresh
-// tokens of a source first. If ctx ends before all is done, mostly access tokens
-// remain, which expire. The error says how many sources are finished, and how many
-// are left. The next RevokeAll continues with the rest.
+// RevokeAll revokes the tokens of up to a thousand sources at the same time,
+// and the refresh tokens of a source first. So if ctx ends too early, most
+// tokens that remain are access tokens, which expire. The error says how many
+// sources are finished, and how many are left. The next RevokeAll continues
+// with the rest.
 func (t *Tokens) RevokeAll(ctx context.Context) error {
 	if t.queue == nil {
 		return errZero

@@ -38,11 +38,12 @@ var _ moovauth.Limiter = (*Limiter)(nil)
 // same name in the same Redis share one rate. Create one with [NewLimiter]. It is
 // safe for concurrent use.
 //
-// A request may go when it gets a turn. Turns are spaced evenly on Redis's clock, and
-// processes get them in the order in which they ask. A busy process gets all turns
-// that the others do not need. A process reserves up to 8 turns in one command, so a
-// turn costs 0.25 to 1 commands. If a process dies, the turns that it has reserved
-// are lost. At 40 requests per second that is 0.2 s at most.
+// A request may go when it gets a turn. Turns are spaced evenly on Redis's
+// clock, and processes get them in the order in which they ask. A busy process
+// gets all turns that the others do not need. It reserves up to 8 turns in
+// advance, several in one command, so a turn costs 0.25 to 1 commands. If a
+// process dies, the turns that it has reserved are lost. At 40 requests per
+// second that is 0.2 s at most.
 //
 // If the server answers any process with 429 (see [Limiter.Refused]), all processes
 // pause for as long as the server asks, and the rate falls by 5 %. The 429s that
@@ -50,10 +51,11 @@ var _ moovauth.Limiter = (*Limiter)(nil)
 // without a 429 the rate rises by 5 % a second. If a 429 comes while the rate rises,
 // these 30 s double, up to 5 minutes.
 //
-// If Redis fails, or does not reply within a second, the process continues on its
-// own at the full rate, and tries Redis once a second. No caller gets an error. The
-// limiter logs a warning to [slog.Default] when Redis fails, and another when Redis
-// is back. It logs nothing else.
+// If Redis fails, or does not reply within a second, each process continues on
+// its own at the full rate, so the fleet may exceed the rate until Redis is
+// back. The process tries Redis once a second. No caller gets an error. The
+// limiter logs a warning to [slog.Default] when Redis fails, and another when
+// Redis is back. It logs nothing else.
 //
 // The state is stored in one key, which is "moovauth-limit-" and the name. So in a
 // cluster it is in one slot. The key expires after 2 hours without use. The client's
@@ -103,8 +105,9 @@ func NewLimiter(client redis.UniversalClient, name string, perSecond float64) (*
 	return &Limiter{client: client, key: limitPrefix + name, perSecond: margin * perSecond, began: time.Now(), own: newSchedule()}, nil
 }
 
-// Wait waits for a turn. The callers in one process get their turns in the order of
-// their calls. Wait returns an error only if ctx has ended: the cause of ctx.
+// Wait waits for a turn. The callers in one process get their turns in the
+// order of their calls. Wait returns an error only if ctx has ended:
+// [context.Cause] of ctx.
 func (l *Limiter) Wait(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -135,9 +138,9 @@ func (l *Limiter) Wait(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Refused tells the limiter that the server answered 429, and the time of its
-// Retry-After header. 0 means that there was no such header, and counts as 250 ms.
-// More than an hour counts as an hour.
+// Refused tells the limiter that the server answered 429. retryAfter is the
+// delay from the Retry-After header. 0 means that there was no such header, and
+// counts as 250 ms. More than an hour counts as an hour.
 func (l *Limiter) Refused(retryAfter time.Duration) {
 	if retryAfter <= 0 {
 		retryAfter = pauseMin
@@ -155,8 +158,9 @@ func (l *Limiter) Refused(retryAfter time.Duration) {
 	l.serve()
 }
 
-// Unused tells the limiter that a turn from Wait was not needed. The next caller of
-// Wait in this process gets that turn if it calls before the following turn.
+// Unused tells the limiter that a turn from Wait was not needed. The next call
+// to Wait in this process gets the turn, unless the following turn is due by
+// then.
 func (l *Limiter) Unused() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

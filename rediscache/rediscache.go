@@ -57,11 +57,12 @@ var errNoClient = errors.New("rediscache: the client is nil: make one with redis
 // [moovauth.TokenSource] logs these errors and continues without the cache.
 //
 // The client's Redis user needs the commands GETRANGE, SET and DEL on the keys
-// that start with the prefix of [WithPrefix] and "moovauth-". The lock is a Lua
-// script, which also needs EVAL, EVALSHA and GET. If the user may not run scripts,
-// each attempt to obtain a token logs a warning. Processes still share tokens, but
-// those that need one at the same time each request one with client credentials:
-// without the lock, no process sends a refresh token that it found in Redis.
+// that start with the [WithPrefix] prefix and "moovauth-". The lock is a Lua
+// script, which also needs EVAL, EVALSHA and GET. If the user may not run
+// scripts, each attempt to obtain a token logs a warning. Processes still share
+// tokens, but if several need one at the same time, each requests its own with
+// the client credentials: without the lock, no process sends a refresh token
+// that it found in Redis.
 type Cache struct {
 	client  redis.UniversalClient
 	locks   *redislock.Client
@@ -73,7 +74,7 @@ type Cache struct {
 // An Option configures [New]. If an option is given twice, the last one applies.
 type Option func(*Cache) error
 
-// WithPrefix puts prefix before every key. Default: no prefix.
+// WithPrefix puts prefix before every key. By default there is no prefix.
 //
 // A key is "moovauth-" and 64 hexadecimal digits, which are derived from the client
 // secret, the base URL, the client ID, the scopes, and the version of the format.
@@ -85,10 +86,10 @@ func WithPrefix(prefix string) Option {
 	}
 }
 
-// WithTTL sets how long Redis keeps an entry after it was last written. Each new
-// token is written to the entry. If an entry expires before its token does, the next
-// process that needs the token requests another. The minimum is 1 ms. Default: 30
-// days, which is the longest that moovauth keeps a token.
+// WithTTL sets how long Redis keeps an entry after it was last written. Each
+// new token is written to the entry. If an entry expires before its token does,
+// the next process that needs the token requests another. The minimum is 1 ms.
+// The default is 30 days, which is the longest that moovauth keeps a token.
 func WithTTL(d time.Duration) Option {
 	return func(c *Cache) error {
 		c.ttl = d
@@ -96,9 +97,10 @@ func WithTTL(d time.Duration) Option {
 	}
 }
 
-// WithLockTTL sets how long Redis keeps the lock of a process that died while it
-// held the lock. A process that holds the lock for longer loses it, which costs a
-// token request: see [Cache.Lock]. The minimum is 1 ms. Default: 10 s.
+// WithLockTTL sets how long a process may hold the lock. After that, another
+// process can get the lock, and both may request a token: see [Cache.Lock]. If
+// a process dies, Redis releases its lock after this time. The minimum is 1 ms.
+// The default of 10 s is enough for a token request to a server that answers.
 func WithLockTTL(d time.Duration) Option {
 	return func(c *Cache) error {
 		c.lockTTL = d
@@ -120,12 +122,12 @@ func check(option string, d time.Duration) error {
 // so it does not return an error if Redis is down. An error from New names the
 // argument to change.
 //
-// If Redis is down or does not reply, a source waits up to 2 s each time that it
-// obtains a token. Two options of the client help. With DialerRetries: 1, a source
-// waits less than half a second if Redis refuses connections. With
-// ContextTimeoutEnabled, a command that gets no reply ends when the source stops
-// waiting. Without it, which is go-redis's default, the command ends with the
-// client's own timeouts.
+// If Redis is down or does not reply, a source waits up to 2 s each time that
+// it obtains a token. Two options of the client help. With DialerRetries: 1, a
+// source waits less than half a second if Redis refuses connections. With
+// ContextTimeoutEnabled, which is off by default, a command that gets no reply
+// ends when the source stops waiting. Otherwise it ends with the client's own
+// timeouts.
 func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	if client == nil {
 		return nil, errNoClient
@@ -142,8 +144,9 @@ func New(client redis.UniversalClient, opts ...Option) (*Cache, error) {
 	return c, nil
 }
 
-// Get returns the entry for key. If there is none, the error is [fs.ErrNotExist].
-// Get reads at most 1 MiB. The entries of moovauth are shorter.
+// Get returns the entry for key. If there is none, the error wraps
+// [fs.ErrNotExist]. Get reads at most 1 MiB. The entries of moovauth are
+// shorter.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	data, err := c.client.GetRange(ctx, c.prefix+key, 0, maxEntry-1).Bytes()
 	if err == nil && len(data) == 0 {
@@ -155,7 +158,7 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	return data, nil
 }
 
-// Put writes the entry for key. Redis removes it after the time of [WithTTL].
+// Put writes the entry for key. Redis removes it after the [WithTTL] duration.
 func (c *Cache) Put(ctx context.Context, key string, data []byte) error {
 	return wrap(c.client.Set(ctx, c.prefix+key, data, c.ttl).Err())
 }
@@ -165,11 +168,11 @@ func (c *Cache) Delete(ctx context.Context, key string) error {
 	return wrap(c.client.Del(ctx, c.prefix+key).Err())
 }
 
-// Lock waits for the lock on key until ctx ends, and then returns the error of ctx.
-// It tries every 5 to 10 ms at first, and every 25 to 50 ms later. If a process dies
-// while it holds the lock, the lock becomes free after the time of [WithLockTTL]. If
-// ctx ends during a command, Lock waits for the reply, so that no lock stays in
-// Redis without a holder.
+// Lock waits for the lock on key. If ctx ends first, the error wraps that of
+// ctx. Lock tries every 5 to 10 ms at first, and every 25 to 50 ms later. If a
+// process dies while it holds the lock, the lock becomes free after the
+// [WithLockTTL] duration. If ctx ends during a command, Lock waits up to a
+// second for the reply, so that no lock stays in Redis without a holder.
 //
 // Two processes may hold the lock at the same time: after the first has held it for
 // longer than [WithLockTTL], or after a failover to a replica that does not have the
