@@ -77,7 +77,7 @@ func (s *sources) keep(p *place) {
 		last.kept = nil
 		if last.source.Stats().Phase != moovauth.PhaseNone {
 			s.tokens.counts.evicted.Add(1)
-			s.tokens.logger.Warn("moovauth: platform: a source was let go with a good token: more accounts are in use than WithCapacity allows", "capacity", s.tokens.capacity)
+			s.tokens.logger.Warn("moovauth: platform: a source was removed while its token was valid: more sources are in use than WithCapacity allows", "capacity", s.tokens.capacity)
 		}
 	}
 }

@@ -27,7 +27,7 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	}{
 		{"sources", "Accounts' sources that are kept.", gauge, float64(s.Sources)},
 		{"sources_fresh", "Sources with a fresh token.", gauge, float64(s.Fresh)},
-		{"sources_stale", "Sources with a good token that is being refreshed, or that the next call refreshes.", gauge, float64(s.Stale)},
+		{"sources_stale", "Sources with a valid token that is being refreshed, or that the next call refreshes.", gauge, float64(s.Stale)},
 		{"sources_cooling_down", "Sources that back off after a failure.", gauge, float64(s.CoolingDown)},
 		{"requests_in_line", "Token and revoke requests in the queue.", gauge, float64(s.InLine)},
 		{"longest_wait_seconds", "How long the first of them has waited.", gauge, s.LongestWait.Seconds()},
@@ -41,7 +41,7 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		{"abandoned_total", "Pages that disconnected before they had a token.", counter, float64(s.Abandoned)},
 		{"failures_total", "Tokens not minted and not revoked, and sources that RevokeAll did not finish.", counter, float64(s.Failed)},
 		{"grants_failed_total", "Token requests of sources that failed.", counter, float64(s.GrantsFailed)},
-		{"evicted_total", "Sources that were removed with a good token.", counter, float64(s.Evicted)},
+		{"evicted_total", "Sources that were removed while their token was valid.", counter, float64(s.Evicted)},
 	} {
 		desc := prometheus.NewDesc("moovauth_platform_"+m.name, m.help, nil, nil)
 		metrics <- prometheus.MustNewConstMetric(desc, m.kind, m.value)

@@ -35,7 +35,7 @@ func exported(t *testing.T, c prometheus.Collector) string {
 
 // eventfulPlatform returns tokens that have been through one of everything: of six
 // sources three have a fresh token, one a stale one, one cools down and one was
-// not used; one more was let go. A page has left, and another had no more time. Two
+// not used; one more was removed. A page has left, and another had no more time. Two
 // requests have waited in the queue for 12 s, behind a 429.
 func eventfulPlatform(t *testing.T) *platform.Tokens {
 	server := moovtest.NewInMemory()
