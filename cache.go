@@ -93,9 +93,6 @@ type entry struct {
 	Assumed bool           `json:"assumed,omitempty"` // the server did not say how long the token lives
 }
 
-// token returns e's token, with its Extra.
-func (e *entry) token() oauth2.Token { return *e.WithExtra(e.Members) }
-
 // store keeps one source's token in its cache.
 type store struct {
 	*config

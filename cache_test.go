@@ -598,7 +598,7 @@ func FuzzOpenCached(f *testing.F) {
 			again, err := store.open(sealed(string(text)))
 			require.NoError(t, err)
 			require.Equal(t, e.Token, again.Token)
-			require.NotNil(t, s.core.config.newCurrentToken(e.token(), clock(), time.Duration(e.ExpiresIn)*time.Second))
+			require.NotNil(t, s.core.config.newCurrentToken(*e.WithExtra(e.Members), clock(), time.Duration(e.ExpiresIn)*time.Second))
 		}
 	})
 }

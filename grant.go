@@ -92,7 +92,7 @@ func (g *grant) lookUp(ctx context.Context) (adopted bool, e *entry) {
 	now := g.config.clock()
 	life := time.Duration(e.ExpiresIn) * time.Second
 	left := min(e.Expiry.Sub(now.time()), life)
-	t := g.config.newCurrentToken(e.token(), now.add(left-life), life)
+	t := g.config.newCurrentToken(*e.WithExtra(e.Members), now.add(left-life), life)
 	if !e.Assumed {
 		t.deadAt = now.add(left + maxSkew)
 	}
@@ -173,7 +173,9 @@ func (g *grant) request(ctx context.Context, refresh string, r *request) (*curre
 	}
 	reply, err := g.config.do(ctx, r)
 	if err != nil {
-		failed.Add(1)
+		if g.config.limiter == nil || !throttled(err) { // else whileThrottled may repeat it
+			failed.Add(1)
+		}
 		return nil, err
 	}
 	now := g.config.clock()

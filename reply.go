@@ -234,9 +234,8 @@ func retryAfter(header http.Header, now time.Time) (wait time.Duration) {
 // duration reads a decimal number of units. A number that is too large for a
 // time.Duration is cut.
 func duration(s string, unit time.Duration) time.Duration {
-	n, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
-	if err != nil || n != n {
-		return 0
+	if n, err := strconv.ParseFloat(strings.TrimSpace(s), 64); err == nil && n > 0 {
+		return time.Duration(min(n*float64(unit), 1<<62))
 	}
-	return time.Duration(min(max(n*float64(unit), 0), float64(1<<62)))
+	return 0
 }

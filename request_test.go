@@ -1030,6 +1030,27 @@ func TestWaitAfterA429HasJitterIfTheLimiterIsNotToldOfIt(t *testing.T) {
 	}
 }
 
+func Test429sAreNotCountedAsFailuresIfThereIsALimiter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := inMemory(t)
+		s := sourceOf(t, server, WithLimiter(new(countingLimiter)))
+		server.Enqueue(busy(3, "")...)
+		token(t, s)
+		assert.Equal(t, []uint64{1, 0}, []uint64{s.Stats().ClientCredentials, s.Stats().ClientCredentialsFailed})
+		time.Sleep(13 * time.Minute)
+		server.Enqueue(busy(1, "")...)
+		token(t, s) // starts a refresh in the background, for which no one waits
+		synctest.Wait()
+		assert.Zero(t, s.Stats().RefreshesFailed)
+		assert.ErrorContains(t, s.Stats().LastError, "429")
+		s.Invalidate(token(t, s).AccessToken)
+		server.Enqueue(busy(2, "")...)
+		token(t, s)
+		assert.Equal(t, []uint64{0, 1}, []uint64{s.Stats().RefreshesFailed, s.Stats().Refreshes})
+	})
+}
+
 func TestOnlyA429IsRepeatedWithoutEnd(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]int{http.StatusUnauthorized: 1, http.StatusServiceUnavailable: maxAttempts} {

@@ -25,10 +25,10 @@ type Stats struct {
 	LastError   error     // of the last failed attempt to obtain a token; nil if none has failed
 	LastErrorAt time.Time // the time of LastError
 
-	ClientCredentials       uint64 // successful requests with the client credentials; retries do not count
-	ClientCredentialsFailed uint64 // failed requests with the client credentials
-	Refreshes               uint64 // successful requests with a refresh token; retries do not count
-	RefreshesFailed         uint64 // failed requests with a refresh token
+	ClientCredentials       uint64 // successful requests with the client credentials
+	ClientCredentialsFailed uint64 // failed ones; retries do not count, nor do 429s if there is a Limiter
+	Refreshes               uint64 // successful requests with a refresh token
+	RefreshesFailed         uint64 // failed ones, counted in the same way
 	Adopted                 uint64 // tokens taken from the cache
 	Invalidated             uint64 // calls to Invalidate that marked the current token
 	Revoked                 uint64 // tokens that Revoke revoked

@@ -173,7 +173,7 @@ type Stats struct {
 	TimedOut     uint64 // calls to Mint and Handler whose time ended in the queue; Handler answered 503
 	Abandoned    uint64 // calls to Mint and Handler whose context was canceled: the caller has left
 	Failed       uint64 // other failed requests of Mint, Handler and Revoke, and sources that RevokeAll did not finish
-	GrantsFailed uint64 // failed token requests of sources; retries do not count
+	GrantsFailed uint64 // failed token requests of sources; retries and 429s do not count
 	Evicted      uint64 // sources that were removed while their token was valid: see [WithCapacity]
 }
 

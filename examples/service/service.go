@@ -98,7 +98,7 @@ func (s *service) cards(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", resp.Header.Get("Retry-After"))
 		http.Error(w, "try again later", http.StatusServiceUnavailable)
 	default: // 401: another token was refused, too. 403: the scopes do not suffice
-		fail(w, fmt.Errorf("Moov answered %s (request ID %s)", resp.Status, resp.Header.Get("X-Request-Id")))
+		fail(w, fmt.Errorf("the API answered %s (request ID %s)", resp.Status, resp.Header.Get("X-Request-Id")))
 	}
 }
 
