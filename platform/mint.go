@@ -16,8 +16,6 @@ import (
 	"github.com/moovauth/moovauth"
 )
 
-var errQueue = fmt.Errorf("too many requests are in the queue: %w", context.DeadlineExceeded)
-
 // minting is the place in the queue of one call to Mint or Handler.
 type minting struct {
 	place
@@ -52,7 +50,7 @@ func (t *Tokens) mint(caller context.Context, most time.Duration, origin string,
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
 	m := &minting{place: place{queue: t.queue}, waits: true, end: time.Now().Add(most)}
-	m.timer = time.AfterFunc(most, func() { cancel(errQueue) })
+	m.timer = time.AfterFunc(most, func() { cancel(context.DeadlineExceeded) })
 	defer m.timer.Stop()
 	opts := t.options(moovauth.WithLimiter(m), moovauth.WithScopes(set(scopes)...))
 	if strings.HasPrefix(origin, "https:") {
@@ -73,6 +71,7 @@ func (t *Tokens) mint(caller context.Context, most time.Duration, origin string,
 		count, status = &t.counts.abandoned, http.StatusServiceUnavailable
 	case m.waits:
 		count, status = &t.counts.timedOut, http.StatusServiceUnavailable
+		err = fmt.Errorf("moovauth: platform: the request is still in the queue: %w", err)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		status = http.StatusGatewayTimeout
 	}

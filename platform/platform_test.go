@@ -2,6 +2,7 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -264,6 +265,23 @@ func (c *countingCache) calls() int {
 func (c *countingCache) Get(context.Context, string) ([]byte, error) { return nil, c.count() }
 func (c *countingCache) Put(context.Context, string, []byte) error   { return c.count() }
 func (c *countingCache) Delete(context.Context, string) error        { return c.count() }
+
+func TestMintSaysThatItsTimeInTheQueueIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		tokens := newTokens(t, server)
+		server.SetAnswer(&moovtest.Answer{Status: http.StatusTooManyRequests})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := tokens.Mint(ctx, "/ping.read")
+		assert.ErrorContains(t, err, "the request is still in the queue")
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		var timeout interface{ Timeout() bool }
+		assert.True(t, errors.As(err, &timeout) && timeout.Timeout())
+		assert.EqualValues(t, 1, tokens.Stats().TimedOut)
+	})
+}
 
 // If the caller of Mint leaves, its request leaves the queue: no one else could use
 // the token.
