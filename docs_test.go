@@ -85,7 +85,7 @@ func TestCodeInTheDocumentsEqualsTheExamples(t *testing.T) {
 			assert.Contains(t, document(t, strings.TrimSuffix(example, " -->")), b.Text, "%s:%d", b.File, b.Line)
 		}
 	}
-	assert.Equal(t, 3, found)
+	assert.Equal(t, 5, found)
 }
 
 // testsOf maps each row of docs/behaviour.md to tests that fail if the row is
