@@ -12,12 +12,13 @@
 //	if err != nil {
 //		return err
 //	}
-//	defer tokens.RevokeAll(context.Background())
 //	client, err := tokens.Client("/accounts/" + accountID + "/cards.read")
 //	if err != nil {
 //		return err
 //	}
 //	resp, err := client.Get("https://api.moov.io/accounts/" + accountID + "/cards")
+//
+// At shutdown, call [Tokens.RevokeAll].
 //
 // If your pages use Moov.js or Moov's Drops, [Tokens.Handler] gives each page a
 // token for its signed-in user, and [PageModule] serves the JavaScript that keeps

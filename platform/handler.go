@@ -65,8 +65,8 @@ func (e StatusError) StatusCode() int { return int(e) }
 //	500  the scopes function failed, or returned no scopes or invalid ones
 //	     (see moovauth.WithScopes)
 //	502  Moov refused the request, or could not be reached
-//	503  the request waited in the queue for 10 s, or its context ended there; the
-//	     header Retry-After says when to try again
+//	503  the request still waited in the queue after 10 s, at first or before a
+//	     retry, or its context ended there; Retry-After says when to try again
 //	503  the scopes function failed because a context ended
 //	504  Moov did not answer in time
 //
@@ -101,7 +101,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	origin, trusted := h.allowOrigin(w, r)
 	if trusted && r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
-		preflight(w, r)
+		w.Header().Set("Access-Control-Allow-Methods", http.MethodPost)
+		w.Header().Set("Access-Control-Allow-Headers", strings.Join(r.Header.Values("Access-Control-Request-Headers"), ", "))
+		w.Header().Set("Access-Control-Max-Age", "600")
+		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	if r.Method != http.MethodPost {
@@ -157,14 +160,6 @@ func (h *handler) allowOrigin(w http.ResponseWriter, r *http.Request) (origin st
 	w.Header().Set("Access-Control-Allow-Credentials", "true")
 	w.Header().Set("Access-Control-Expose-Headers", "Retry-After")
 	return origin, true
-}
-
-// preflight allows the request that a trusted page is about to send.
-func preflight(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Access-Control-Allow-Methods", http.MethodPost)
-	w.Header().Set("Access-Control-Allow-Headers", strings.Join(r.Header.Values("Access-Control-Request-Headers"), ", "))
-	w.Header().Set("Access-Control-Max-Age", "600")
-	w.WriteHeader(http.StatusNoContent)
 }
 
 // refuseFor replies to an error of one of the user's functions.

@@ -540,6 +540,25 @@ func TestTenSecondsOf429s(t *testing.T) {
 	})
 }
 
+// A retry after a 503 waits in the queue again.
+func TestTenSecondsAlsoBoundTheWaitForARetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		b := newBrowser(t, server)
+		server.Enqueue(moovtest.Answer{Status: http.StatusServiceUnavailable, Latency: time.Second},
+			moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"90"}}})
+		go b.tokens.Mint(t.Context(), "/ping.read") // gets the 429
+		start := time.Now()
+		resp := b.answer(post("42"))
+		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+		assert.InDelta(t, 10, time.Since(start).Seconds(), 0.5)
+		assert.EqualValues(t, 1, b.tokens.Stats().TimedOut)
+		assert.Zero(t, b.tokens.Stats().Failed)
+		time.Sleep(2 * time.Minute)
+	})
+}
+
 func TestOriginsAreNormalised(t *testing.T) {
 	for given, want := range map[string]string{
 		"https://app.example.com":      "https://app.example.com",
@@ -551,6 +570,9 @@ func TestOriginsAreNormalised(t *testing.T) {
 		"HTTPS://app.example.com":      "https://app.example.com",
 		"https://bücher.example":       "https://xn--bcher-kva.example",
 		"https://BÜCHER.example:443":   "https://xn--bcher-kva.example",
+		"https://bücher:8443":          "https://xn--bcher-kva:8443",
+		"https://例え.テスト:8443":          "https://xn--r8jz45g.xn--zckzah:8443",
+		"https://a.рф:443":             "https://a.xn--p1ai",
 		"https://my_app.example.com":   "https://my_app.example.com",
 		"http://localhost:3000":        "http://localhost:3000",
 		"http://[::1]:3000":            "http://[::1]:3000",

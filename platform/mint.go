@@ -19,13 +19,15 @@ import (
 // minting is the place in the queue of one call to Mint or Handler.
 type minting struct {
 	place
-	waits bool        // the request waits in the queue, at first and again after a 429
-	end   time.Time   // of its time in the queue
+	waits bool        // the request waits in the queue, at first and before each retry
+	end   time.Time   // when it may no longer wait there
 	timer *time.Timer // ends the request at end, and runs only while the request waits
 }
 
 // Wait implements [moovauth.Limiter].
 func (m *minting) Wait(ctx context.Context) error {
+	m.waits = true
+	m.timer.Reset(time.Until(m.end))
 	err := m.place.Wait(ctx)
 	if err == nil && m.timer.Stop() {
 		m.waits = false
@@ -49,7 +51,7 @@ func (t *Tokens) mint(caller context.Context, most time.Duration, origin string,
 	}
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
-	m := &minting{place: place{queue: t.queue}, waits: true, end: time.Now().Add(most)}
+	m := &minting{place: place{queue: t.queue}, end: time.Now().Add(most)}
 	m.timer = time.AfterFunc(most, func() { cancel(context.DeadlineExceeded) })
 	defer m.timer.Stop()
 	opts := t.options(moovauth.WithLimiter(m), moovauth.WithScopes(set(scopes)...))

@@ -125,12 +125,13 @@ func WithSource(opts ...moovauth.Option) Option {
 		func(c *config) { c.source = append(c.source, opts...) }, "WithSource: an option is nil: leave it out")
 }
 
-// WithLogger sets the logger of all sources, and of all requests that mint or
-// revoke a token: see [moovauth.WithLogger]. A warning about the scopes or the
-// lifetime that Moov has granted is logged only once for each set of scopes.
-// Three more warnings are logged only once: [WithRate] is too low for the
-// sources in use, [WithCapacity] is too low for them, and the limiter of
-// [WithLimiter] has failed. By default, nothing is logged.
+// WithLogger sets the logger of all sources, and of all requests that mint or revoke a
+// token: see [moovauth.WithLogger]. A warning about the scopes or the lifetime that
+// Moov has granted is logged only once for each set of scopes, as far as the log shows
+// the scopes. Three more warnings are logged only once: [WithRate] is too low for the
+// sources in use, [WithCapacity] is too low for them, and the limiter of [WithLimiter]
+// has failed. By default, nothing is logged. A moovauth.WithLogger in a later
+// [WithSource] replaces this logger in the sources and requests.
 func WithLogger(l *slog.Logger) Option {
 	return option(l != nil, func(c *config) {
 		c.logger = slog.New(once{l.Handler(), new(sync.Map)})
@@ -208,10 +209,10 @@ func normalise(origin string) (string, error) {
 	if err != nil || u.Hostname() == "" || u.Host != authority || strings.HasSuffix(authority, ":") {
 		return "", wanted
 	}
-	host, err := hosts.ToASCII(authority)
+	host, err := hosts.ToASCII(u.Hostname())
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", wanted, err)
 	}
 	defaultPort := map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
-	return u.Scheme + "://" + strings.TrimSuffix(host, defaultPort), nil
+	return u.Scheme + "://" + strings.TrimSuffix(strings.Replace(authority, u.Hostname(), host, 1), defaultPort), nil
 }

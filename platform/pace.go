@@ -85,8 +85,9 @@ func (p *pace) refuse(now time.Time, asked time.Duration) {
 	if now.Sub(p.cutAt) >= cutEvery {
 		p.forget(now)
 		before := p.rate(now)
+		rise := time.Duration(math.Log(p.full/p.cut) / math.Log(raise) * float64(time.Second)) // to the full rate
 		switch quiet := now.Sub(p.heldTo); {
-		case quiet >= 2*p.quiet:
+		case quiet >= 2*p.quiet+rise:
 			p.quiet = minQuiet
 		case quiet >= p.quiet: // the rise led to this 429
 			p.quiet = min(2*p.quiet, maxQuiet)

@@ -86,6 +86,17 @@ func TestARaiseThatIsRefusedDoublesTheQuietTime(t *testing.T) {
 	}
 }
 
+// After a deep cut, the rise takes longer than the quiet time.
+func TestARaiseThatIsRefusedLateDoublesTheQuietTime(t *testing.T) {
+	p := newPace(20)
+	for i := range 8 {
+		p.refuse(at(float64(i)), time.Second)
+	}
+	assert.InDelta(t, 0.02*19.4, p.rate(at(8)), 1e-9)
+	p.refuse(at(8+30+64), time.Second)
+	assert.Equal(t, time.Minute, p.quiet)
+}
+
 func TestA429LongAfterRecoveryResetsTheQuietTime(t *testing.T) {
 	p := newPace(10)
 	p.refuse(at(0), time.Second)

@@ -205,7 +205,7 @@ type observer struct {
 func (o *observer) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := o.base.RoundTrip(req)
 	revocation := strings.HasSuffix(req.URL.Path, "/oauth2/revoke")
-	if err != nil || !revocation && !strings.HasSuffix(req.URL.Path, "/oauth2/token") {
+	if err != nil || resp == nil || !revocation && !strings.HasSuffix(req.URL.Path, "/oauth2/token") {
 		return resp, err
 	}
 	q, c := o.tokens.queue, o.tokens.counts

@@ -266,6 +266,18 @@ func (c *countingCache) Get(context.Context, string) ([]byte, error) { return ni
 func (c *countingCache) Put(context.Context, string, []byte) error   { return c.count() }
 func (c *countingCache) Delete(context.Context, string) error        { return c.count() }
 
+// net/http makes an error of a RoundTripper that returns neither a response nor an error.
+func TestMintWithARoundTripperThatReturnsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := moovtest.NewInMemory()
+		defer server.Close()
+		nothing := roundTripper(func(*http.Request) (*http.Response, error) { return nil, nil })
+		tokens := newTokens(t, server, WithSource(moovauth.WithHTTPClient(&http.Client{Transport: nothing})))
+		_, err := tokens.Mint(t.Context(), "/ping.read")
+		assert.ErrorContains(t, err, "nil *Response")
+	})
+}
+
 func TestMintSaysThatItsTimeInTheQueueIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := moovtest.NewInMemory()
