@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -111,9 +110,7 @@ func (f *fixture) newKey() {
 
 // signedIn returns the cookie of a user of an account.
 func (f *fixture) signedIn(account string) *http.Cookie {
-	open := &session{id: rand.Text(), account: "/accounts/" + account}
-	f.sessions.Store(open.id, open)
-	return &http.Cookie{Name: "session", Value: open.id}
+	return &http.Cookie{Name: "session", Value: f.begin(account).id}
 }
 
 // send sends a request as a browser does.

@@ -12,11 +12,11 @@
 //	curl -b jar -X POST localhost:8080/sign-out    revokes that token
 //	curl localhost:8080/ready                      and localhost:8080/metrics
 //	kill -HUP $pid                                 replaces the API key; the log shows the pid
-//	kill $pid                                      shuts down, and revokes all tokens
+//	kill $pid                                      shuts down, and revokes the tokens
 //
 // These environment variables configure it:
 //
-//	MOOV_KEY_FILE  a file with the public key and the secret key, separated by white space.
+//	MOOV_KEY_FILE  a file with {"ClientID": "the public key", "ClientSecret": "the secret key"}.
 //	               SIGHUP reads it again. Default: no file, and the embedded test server.
 //	MOOV_ORIGIN    a domain of the API key's list. Default: http://localhost:8080
 //	MOOV_ACCOUNT   the ID of the demo user's connected account. Default: demo
@@ -31,6 +31,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,6 +39,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -84,7 +86,7 @@ func main() {
 func readKey() (creds moovauth.Credentials, err error) {
 	text, err := os.ReadFile(os.Getenv("MOOV_KEY_FILE"))
 	if err == nil {
-		_, err = fmt.Sscan(string(text), &creds.ClientID, &creds.ClientSecret)
+		err = json.Unmarshal(text, &creds)
 	}
 	return creds, err
 }
@@ -125,13 +127,17 @@ func (s *service) loadKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, 3*callTimeout) // also if Moov asks to wait longer
+	defer cancel()
 	if err := obtain(ctx, next, "/ping.read"); err != nil && (s.current.Load() != nil || !temporary(err)) {
 		return err
 	}
 	// Otherwise the next calls of all users would wait in the queue. A user whose token
 	// cannot be obtained here waits at the next call.
 	_ = s.each(func(open *session) error { return obtain(ctx, next, open.account+"/cards.read") })
-	s.former = s.current.Swap(next)
+	if former := s.current.Swap(next); former != nil {
+		s.former = append(s.former, former)
+	}
 	s.Creds = creds
 	return nil
 }
@@ -170,7 +176,7 @@ func (s *service) serve(ctx context.Context, listener net.Listener, hangup <-cha
 }
 
 // rotate replaces the API key. It revokes the accounts' tokens of the former key
-// after the calls with them have ended. If that fails, shutdown tries again.
+// after the calls with them have ended.
 func (s *service) rotate(ctx context.Context) {
 	if err := s.loadKey(ctx); err != nil {
 		slog.Error("API key not replaced", "error", err)
@@ -180,8 +186,23 @@ func (s *service) rotate(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(2 * callTimeout):
-		slog.Info("tokens of the former API key revoked", "error", s.former.RevokeAll(ctx))
+		ctx, cancel := context.WithTimeout(ctx, 6*callTimeout)
+		defer cancel()
+		if err := s.revokeFormer(ctx); err != nil {
+			slog.Error("tokens of the former API key not revoked", "error", err)
+		}
 	}
+}
+
+// revokeFormer revokes the accounts' tokens of former API keys. What fails is tried
+// again after the next rotation, and at the shutdown.
+func (s *service) revokeFormer(ctx context.Context) (err error) {
+	s.former = slices.DeleteFunc(s.former, func(former *platform.Tokens) bool {
+		failed := former.RevokeAll(ctx)
+		err = errors.Join(err, failed)
+		return failed == nil
+	})
+	return err
 }
 
 // shutdown first ends the calls, so that no one asks for another token, and then
@@ -192,13 +213,11 @@ func (s *service) shutdown(server *http.Server) error {
 	calls, stop := context.WithTimeout(ctx, callTimeout) // leaves the rest for the tokens
 	defer stop()
 	err := errors.Join(server.Shutdown(calls), server.Close()) // Close ends what is left
-	err = errors.Join(err, s.each(func(open *session) error { return s.end(ctx, open) }))
-	if s.former != nil {
-		err = errors.Join(err, s.former.RevokeAll(ctx))
-	}
+	err = errors.Join(err, s.revokeFormer(ctx))
 	if s.cache == nil {
 		err = errors.Join(err, s.current.Load().RevokeAll(ctx))
 	}
+	err = errors.Join(err, s.each(func(open *session) error { return s.end(ctx, open) })) // last, since these tokens soon expire
 	slog.Info("shut down", "tokens_revoked", s.current.Load().Stats().Revoked, "cache", s.cache != nil, "error", err)
 	return err
 }

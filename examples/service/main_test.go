@@ -37,7 +37,7 @@ func TestStart(t *testing.T) {
 func TestKeyFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "key")
 	t.Setenv("MOOV_KEY_FILE", name)
-	require.NoError(t, os.WriteFile(name, []byte("public\nsecret\n"), 0o600))
+	require.NoError(t, os.WriteFile(name, []byte(`{"ClientID": "public", "ClientSecret": "secret"}`), 0o600))
 	creds, err := readKey()
 	require.NoError(t, err)
 	assert.Equal(t, moovauth.Credentials{ClientID: "public", ClientSecret: "secret"}, creds)
@@ -131,6 +131,32 @@ func TestRotationThatFailsChangesNothing(t *testing.T) {
 		r.hangup()
 		time.Sleep(time.Minute)
 		assert.NotSame(t, first, f.current.Load(), "the next SIGHUP tries the key again")
+	})
+}
+
+// The first rotation cannot revoke the tokens of the first key, and Moov's rate limit
+// does not hold up the second one.
+func TestTwoRotationsDuringAnOutage(t *testing.T) {
+	test(t, func(t *testing.T, f *fixture) {
+		log := captureLog(t)
+		r := f.run()
+		require.Equal(t, 200, f.get("a1"))
+		f.newKey()
+		r.hangup()
+		time.Sleep(time.Second)
+		f.server.SetAnswer(&moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}})
+		time.Sleep(2 * time.Minute)
+		assert.Contains(t, log.String(), "tokens of the former API key not revoked")
+		f.server.SetAnswer(nil)
+		second := f.current.Load()
+		f.server.SetCredentials("third", "secret-key")
+		f.apiKey.Store(&moovauth.Credentials{ClientID: "third", ClientSecret: "secret-key"})
+		r.hangup()
+		time.Sleep(2 * time.Minute)
+		assert.NotSame(t, second, f.current.Load())
+		time.Sleep(time.Hour)
+		require.NoError(t, r.stop())
+		assert.Empty(t, f.server.RefreshTokens(), "of three keys")
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/oauth2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/moovauth/moovauth"
 	"github.com/moovauth/moovauth/platform"
@@ -37,7 +39,7 @@ type service struct {
 
 	// Only the goroutine of serve uses these two.
 	Creds  moovauth.Credentials // of current; exported, or else fmt would print the secret
-	former *platform.Tokens     // of the former API key; nil before the first rotation
+	former []*platform.Tokens   // of former API keys, to be revoked
 }
 
 func (s *service) handler() http.Handler {
@@ -55,14 +57,19 @@ func (s *service) handler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /ready", s.ready)
 	mux.HandleFunc("GET /live", func(http.ResponseWriter, *http.Request) {}) // does not look at Moov: a restart would not help
-	return http.NewCrossOriginProtection().Handler(mux)
+	protection := http.NewCrossOriginProtection()
+	protection.AddInsecureBypassPattern("/moov-token") // it has its own protection, which knows platform.WithOrigins
+	return protection.Handler(mux)
 }
 
-// ready answers 503 if at least as many accounts back off after a failure as have a
-// valid token. It makes no request. Idle accounts do not count.
-func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
-	if stats := s.current.Load().Stats(); stats.CoolingDown > 0 && stats.CoolingDown >= stats.Fresh+stats.Stale {
-		http.Error(w, "too many accounts get no token", http.StatusServiceUnavailable)
+// ready answers 503 if Moov issues no tokens for the API key. It looks at a token of its
+// own, so a problem of one account does not matter. That token is requested every 12
+// minutes at most, or after each cool-down.
+func (s *service) ready(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	if err := obtain(ctx, s.current.Load(), "/ping.read"); err != nil {
+		http.Error(w, "no token", http.StatusServiceUnavailable)
 	}
 }
 
@@ -75,17 +82,17 @@ func (s *service) cards(w http.ResponseWriter, r *http.Request) {
 	}
 	client, err := s.current.Load().Client(open.account + "/cards.read") // not kept: it would use the former API key after a rotation
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, s.api+open.account+"/cards", nil)
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	defer resp.Body.Close()
@@ -93,17 +100,22 @@ func (s *service) cards(w http.ResponseWriter, r *http.Request) {
 	switch resp.StatusCode {
 	case http.StatusOK:
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.Copy(w, resp.Body) // the user may have left
+		if _, err := io.Copy(w, resp.Body); err != nil {
+			panic(http.ErrAbortHandler) // otherwise a truncated reply would look complete
+		}
 	case http.StatusTooManyRequests: // the caller knows whether a retry is worth it
 		w.Header().Set("Retry-After", resp.Header.Get("Retry-After"))
 		http.Error(w, "try again later", http.StatusServiceUnavailable)
 	default: // 401: another token was refused, too. 403: the scopes do not suffice
-		fail(w, fmt.Errorf("the API answered %s (request ID %s)", resp.Status, resp.Header.Get("X-Request-Id")))
+		fail(w, r, fmt.Errorf("the API answered %s (request ID %s)", resp.Status, resp.Header.Get("X-Request-Id")))
 	}
 }
 
 // fail logs why a call failed, and tells the user whether to try again.
-func fail(w http.ResponseWriter, err error) {
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		return // the user has left
+	}
 	slog.Error("call failed", "error", err)
 	status := http.StatusBadGateway
 	if temporary(err) {
@@ -113,10 +125,11 @@ func fail(w http.ResponseWriter, err error) {
 	http.Error(w, http.StatusText(status), status)
 }
 
-// temporary reports whether a retry may succeed.
+// temporary reports whether a retry may succeed: after a failed connection, or if an
+// error of moovauth says so.
 func temporary(err error) bool {
 	var t interface{ Temporary() bool }
-	return errors.As(err, &t) && t.Temporary()
+	return errors.As(err, new(*net.OpError)) || errors.As(err, &t) && t.Temporary()
 }
 
 // pageScopes returns the scopes of the token for the user's page, which can add cards
@@ -126,23 +139,36 @@ func (s *service) pageScopes(r *http.Request) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !open.mints.Allow() {
+		return nil, platform.StatusError(http.StatusTooManyRequests)
+	}
 	return []string{open.account + "/cards.write"}, nil
 }
 
 // A session is a user who is signed in. Put your own sign-in in place of signIn and
 // session, with a limit for how long a session lasts.
 type session struct {
-	id      string // the value of the cookie
-	account string // the path of the user's account at Moov: /accounts/ and its ID
+	id      string        // the value of the cookie
+	account string        // the path of the user's account at Moov: /accounts/ and its ID
+	mints   *rate.Limiter // of the user's pages, so that no user delays the others
 	// The tokens of the user's pages, and the Tokens that minted them, since only the
 	// same API key can revoke a token (RFC 7009 §2.1): map[*oauth2.Token]*platform.Tokens
 	pages sync.Map
 }
 
-// signIn signs the demo user in, without a password.
-func (s *service) signIn(w http.ResponseWriter, _ *http.Request) {
-	open := &session{id: rand.Text(), account: "/accounts/" + cmp.Or(os.Getenv("MOOV_ACCOUNT"), "demo")}
+// begin begins a session.
+func (s *service) begin(account string) *session {
+	open := &session{id: rand.Text(), account: "/accounts/" + account, mints: rate.NewLimiter(rate.Every(10*time.Second), 10)}
 	s.sessions.Store(open.id, open)
+	return open
+}
+
+// signIn signs the demo user in, without a password.
+func (s *service) signIn(w http.ResponseWriter, r *http.Request) {
+	if former, err := s.session(r); err == nil {
+		_ = s.end(r.Context(), former)
+	}
+	open := s.begin(cmp.Or(os.Getenv("MOOV_ACCOUNT"), "demo"))
 	http.SetCookie(w, &http.Cookie{Name: "session", Value: open.id, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
 }
 
@@ -188,7 +214,9 @@ func (s *service) signOut(w http.ResponseWriter, r *http.Request) {
 func (s *service) end(ctx context.Context, open *session) (err error) {
 	s.sessions.Delete(open.id)
 	for token, by := range open.pages.Range {
-		err = errors.Join(err, by.(*platform.Tokens).Revoke(ctx, token.(*oauth2.Token).AccessToken))
+		if token := token.(*oauth2.Token); time.Now().Before(token.Expiry) {
+			err = errors.Join(err, by.(*platform.Tokens).Revoke(ctx, token.AccessToken))
+		}
 	}
 	return err
 }

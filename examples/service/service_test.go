@@ -1,7 +1,11 @@
 package main
 
 import (
+	"errors"
+	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -126,6 +130,45 @@ func TestSignInAndOut(t *testing.T) {
 		assert.Equal(t, 401, f.send("GET", "/cards", session).Code)
 		assert.Equal(t, 200, f.send("POST", "/sign-out", session).Code, "to sign out twice is no error")
 	})
+}
+
+func TestSignInEndsTheFormerSession(t *testing.T) {
+	test(t, func(t *testing.T, f *fixture) {
+		former := f.signedIn("a1")
+		token := f.mint(former)
+		require.Equal(t, 200, f.send("POST", "/sign-in", former).Code)
+		assert.False(t, f.server.Alive(token))
+		assert.Equal(t, 401, f.send("POST", "/moov-token", former).Code)
+	})
+}
+
+func TestOneUserCannotMintAllTokens(t *testing.T) {
+	test(t, func(t *testing.T, f *fixture) {
+		session := f.signedIn("a1")
+		for range 10 {
+			f.mint(session)
+		}
+		assert.Equal(t, 429, f.send("POST", "/moov-token", session).Code)
+		f.mint(f.signedIn("a2"))
+		time.Sleep(10 * time.Second)
+		f.mint(session)
+	})
+}
+
+func TestReplyThatBreaksOffIsNotComplete(t *testing.T) {
+	test(t, func(t *testing.T, f *fixture) {
+		f.answer.Store(new(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, "[")
+		})))
+		session := f.signedIn("a1")
+		assert.PanicsWithValue(t, http.ErrAbortHandler, func() { f.send("GET", "/cards", session) })
+	})
+}
+
+func TestFailedConnectionIsWorthARetry(t *testing.T) {
+	assert.True(t, temporary(&url.Error{Op: "Get", Err: &net.OpError{Op: "dial", Err: errors.New("connection refused")}}))
+	assert.False(t, temporary(errors.New("another")))
 }
 
 func TestOtherOriginCannotSignOut(t *testing.T) {
