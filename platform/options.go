@@ -165,10 +165,10 @@ func (o once) Handle(ctx context.Context, r slog.Record) error {
 
 // WithMinted sets a function that [Tokens.Handler] calls with each token before
 // it replies to the page. Use it to store the token, so that you can revoke the
-// token at sign-out. The function is called even if the page has disconnected,
-// and the context of the request has ended then. If the function returns an
-// error, Handler revokes the token, and replies as it does to an error of its
-// scopes function.
+// token at sign-out, with the same Tokens: Moov lets no other API key revoke
+// it. The function is called even if the page has disconnected, and the context
+// of the request has ended then. If the function returns an error, Handler
+// revokes the token, and replies as it does to an error of its scopes function.
 func WithMinted(f func(*http.Request, *oauth2.Token) error) Option {
 	return option(f != nil, func(c *config) { c.minted = f }, "WithMinted: the function is nil: leave the option out to note nothing")
 }
