@@ -258,9 +258,11 @@ func WithLatency(d time.Duration) Option {
 // WithClock sets the clock for expiry, the rate limit, the Date header and
 // [Request.Time]. The function must be safe for concurrent use.
 //
-// The default is [time.Now]. Inside a synctest bubble, whose time starts in 2000,
-// the default clock is 10,958 days ahead of time.Now, so it starts in 2030. Unix
-// timestamps then have ten digits, as they do in real life.
+// The default is [time.Now]. Inside a synctest bubble, whose time starts in
+// 2000, the default clock is 10,958 days ahead of time.Now, so it starts in
+// 2030. Unix timestamps then have ten digits, as they do in real life. A token
+// source of package moovauth corrects for the difference: its Expiry is in the
+// bubble's time.
 func WithClock(now func() time.Time) Option {
 	return func(s *Server) { s.now = now }
 }
