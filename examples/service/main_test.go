@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -146,6 +147,7 @@ func TestTwoRotationsDuringAnOutage(t *testing.T) {
 		time.Sleep(time.Second)
 		f.server.SetAnswer(&moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}})
 		time.Sleep(2 * time.Minute)
+		synctest.Wait()
 		assert.Contains(t, log.String(), "tokens of the former API key not revoked")
 		f.server.SetAnswer(nil)
 		second := f.current.Load()
