@@ -310,7 +310,7 @@ func TestPageHasTheNumbersOfTheModel(t *testing.T) {
 
 func TestPageHasTheNumbersOfAStartAtOnce(t *testing.T) {
 	t.Parallel()
-	rows := table(t, "A start at once")
+	rows := table(t, "All processes start at once")
 	require.Len(t, rows, 4)
 	for _, row := range rows {
 		n := int(number(t, row[0]))
