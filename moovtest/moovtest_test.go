@@ -649,7 +649,8 @@ func TestEnqueuedAnswersComeFirstInFirstOut(t *testing.T) {
 func TestEnqueuedHandlerAnswers(t *testing.T) {
 	onEachKind(t, func(t *testing.T, start start) {
 		s := start()
-		s.Enqueue(moovtest.Answer{Handler: func(w http.ResponseWriter, r *http.Request) {
+		unused := http.Header{"X-Request-Id": {"mine"}} // a Handler writes its own header
+		s.Enqueue(moovtest.Answer{Header: unused, Handler: func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusTeapot)
 			io.Copy(w, r.Body)
 		}})

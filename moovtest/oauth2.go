@@ -180,7 +180,7 @@ func (s *Server) arrive(r *http.Request) *arrival {
 		}
 		if in.answer != nil {
 			in.latency += in.answer.Latency
-			if _, ok := in.answer.Header["X-Request-Id"]; ok && !in.answer.Lost {
+			if _, ok := in.answer.Header["X-Request-Id"]; ok && !in.answer.Lost && in.answer.Handler == nil {
 				seen.RequestID = in.answer.Header.Get("X-Request-Id")
 			}
 		}
