@@ -165,9 +165,7 @@ func (s *service) begin(account string) *session {
 
 // signIn signs the demo user in, without a password.
 func (s *service) signIn(w http.ResponseWriter, r *http.Request) {
-	if former, err := s.session(r); err == nil {
-		_ = s.end(r.Context(), former)
-	}
+	s.endOf(r) // the session of the former user
 	open := s.begin(cmp.Or(os.Getenv("MOOV_ACCOUNT"), "demo"))
 	http.SetCookie(w, &http.Cookie{Name: "session", Value: open.id, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
 }
@@ -199,15 +197,20 @@ func (s *service) minted(r *http.Request, token *oauth2.Token, by *platform.Toke
 	return err
 }
 
-// signOut also succeeds if Moov is down. The log then says that a token is not
-// revoked, and the token lives until it expires.
+// signOut also succeeds if Moov is down.
 func (s *service) signOut(w http.ResponseWriter, r *http.Request) {
+	s.endOf(r)
+	http.SetCookie(w, &http.Cookie{Name: "session", Path: "/", MaxAge: -1})
+}
+
+// endOf ends the session of a request, if there is one. If a token cannot be revoked in
+// 5 s, the log says so, and the token lives until it expires.
+func (s *service) endOf(r *http.Request) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 5*time.Second) // also if the page disconnects
 	defer cancel()
 	if open, err := s.session(r); err == nil {
 		_ = s.end(ctx, open)
 	}
-	http.SetCookie(w, &http.Cookie{Name: "session", Path: "/", MaxAge: -1})
 }
 
 // end ends a session, and revokes the tokens of its pages.

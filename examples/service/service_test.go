@@ -142,6 +142,21 @@ func TestSignInEndsTheFormerSession(t *testing.T) {
 	})
 }
 
+func TestSignInAndOutDoNotWaitForMoov(t *testing.T) {
+	test(t, func(t *testing.T, f *fixture) {
+		for _, path := range []string{"/sign-in", "/sign-out"} {
+			session := f.signedIn("a1")
+			f.mint(session)
+			f.server.SetAnswer(&moovtest.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}})
+			begin := time.Now()
+			assert.Equal(t, 200, f.send("POST", path, session).Code)
+			assert.LessOrEqual(t, time.Since(begin), 5*time.Second)
+			f.server.SetAnswer(nil)
+			time.Sleep(2 * time.Hour)
+		}
+	})
+}
+
 func TestOneUserCannotMintAllTokens(t *testing.T) {
 	test(t, func(t *testing.T, f *fixture) {
 		session := f.signedIn("a1")
